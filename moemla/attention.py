@@ -1,0 +1,76 @@
+"""Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query)."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from moemla.cache import LayerCache
+from moemla.rope import RotaryEmbedding
+
+
+def attend(
+    q: Float[Tensor, "b h t k"],
+    k: Float[Tensor, "b g s k"],
+    v: Float[Tensor, "b g s w"],
+    mask: Bool[Tensor, "c 1 t s"] | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t w"]:
+    """softmax(q k^T / sqrt(K)) v of eq. 5. Built in chapter 2.
+
+    q (B, H, T, K), k (B, G, S, K), v (B, G, S, W) with H a multiple of G. mask (B or 1, 1, T, S) is True where a query
+    may look. Without a mask T > 1 queries are causal over as many keys, and a single query sees them all. `scale`
+    replaces 1/sqrt(K).
+    """
+    causal = mask is None and q.shape[2] > 1
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention (B, T, D) -> (B, T, D). Built in chapter 2; RoPE in chapter 4.
+
+    n_kv_heads < n_heads shares each key and value head among n_heads / n_kv_heads query heads. With a `KVCache` layer
+    the new tokens are appended and see all that came before; cached keys are already rotated. ValueError if the heads
+    do not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int | None = None,
+        d_head: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        rope: RotaryEmbedding | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        d_head = d_model // n_heads if d_head is None else d_head
+        if n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}")
+        self.n_heads, self.n_kv_heads, self.dropout, self.rope = n_heads, n_kv_heads, dropout, rope
+        how = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, **how)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, **how)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, **how)
+        self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
+
+    def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
+        q = rearrange(self.q_proj(x), "b t (h k) -> b h t k", h=self.n_heads)
+        k = rearrange(self.k_proj(x), "b t (h k) -> b h t k", h=self.n_kv_heads)
+        v = rearrange(self.v_proj(x), "b t (h k) -> b h t k", h=self.n_kv_heads)
+        steps, mask = x.shape[1], None
+        positions = None if cache is None else cache.positions(steps, x.device)
+        if self.rope is not None:
+            q, k = self.rope(q, positions), self.rope(k, positions)
+        if cache is not None:
+            mask = cache.mask(steps, x.device)
+            k, v = cache.append(k, v)
+        out = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))

@@ -1,0 +1,205 @@
+"""What is kept of past tokens: four caches, one shape.
+
+Every cache is a few buffers of shape (L, B, heads, S, width), allocated once; only heads and width differ:
+
+    KVCache           keys, values              H_kv x K each     2 H_kv K numbers per token and layer
+    LatentCache       k latent, v latent        1 x R each        2 R             (the paper's, eq. 13)
+    HybridCache       rotated keys, v latent    H x K and 1 x R   H K + R
+    JointLatentCache  latent, rotated key       1 x R, 1 x d_rope R + d_rope      (DeepSeek-V2)
+
+A slot holds the token of that position, so row b sees slot s exactly when s <= its own position. Rows may have
+different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Cache:
+    """Preallocated buffers for `max_len` tokens of `batch_size` rows in `n_layers` layers. Built in chapter 2.
+
+    An attention layer calls `cache[i].append(...)`; whoever runs the layers calls `advance` once after the last of
+    them.
+    """
+
+    def __init__(
+        self, n_layers: int, batch_size: int, max_len: int, widths: tuple[tuple[int, int], ...], dtype=None, device=None
+    ):
+        for name, value in (("n_layers", n_layers), ("batch_size", batch_size), ("max_len", max_len)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.n_layers, self.max_len = n_layers, max_len
+        self.buffers = tuple(
+            torch.zeros(n_layers, batch_size, heads, max_len, width, dtype=dtype, device=device)
+            for heads, width in widths
+        )
+        self.lengths = [0] * batch_size  # on the host: a step must not wait for the device to learn where it is
+
+    @property
+    def batch_size(self) -> int:
+        """Rows. Built in chapter 2."""
+        return len(self.lengths)
+
+    @property
+    def length(self) -> int:
+        """Tokens held by the longest row. Built in chapter 2."""
+        return max(self.lengths)
+
+    @property
+    def uniform(self) -> bool:
+        """True while every row holds the same number of tokens. Built in chapter 2."""
+        return len(set(self.lengths)) == 1
+
+    def __getitem__(self, layer: int) -> "LayerCache":
+        if not 0 <= layer < self.n_layers:
+            raise IndexError(f"layer {layer}: this cache has layers 0 .. {self.n_layers - 1}")
+        return LayerCache(self, layer)
+
+    def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
+        """Positions of the next `steps` tokens of each row, (B, steps), or (1, steps) while the rows are equal.
+
+        Built in chapter 2.
+        """
+        rows = self.lengths[:1] if self.uniform else self.lengths
+        return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
+
+    def require_room(self, steps: int) -> None:
+        """ValueError when `steps` more tokens do not fit. Built in chapter 2."""
+        if self.length + steps > self.max_len:
+            raise ValueError(f"{self.length} tokens held and {steps} more exceed the cache's max_len={self.max_len}")
+
+    def advance(self, steps: int | list[int]) -> None:
+        """Counts the tokens just appended: `steps` in every row, or a list with a number for each row.
+
+        Built in chapter 2.
+        """
+        each = [steps] * self.batch_size if isinstance(steps, int) else list(steps)
+        if len(each) != self.batch_size:
+            raise ValueError(f"{len(each)} lengths for a cache of {self.batch_size} rows")
+        self.lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
+
+    def reset(self) -> None:
+        """Forgets everything; the storage stays. Built in chapter 2."""
+        self.lengths = [0] * self.batch_size
+
+    def crop(self, length: int) -> None:
+        """Forgets the tokens from position `length` on, in every row. Built in chapter 2."""
+        if length < 0:
+            raise ValueError(f"length={length}: must be 0 or more")
+        self.lengths = [min(length, held) for held in self.lengths]
+
+    def select(self, rows: Int[Tensor, "n"] | list[int]) -> None:
+        """Keeps these rows, in this order; a row may be named more than once (beam search, shared prompts).
+
+        Built in chapter 2.
+        """
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.buffers[0].device)
+        self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
+        self.lengths = [self.lengths[row] for row in index.tolist()]
+
+    def bytes_per_token(self) -> int:
+        """Bytes that one token takes in all layers, counted from the storage. Built in chapter 2."""
+        return self.nbytes // (self.batch_size * self.max_len)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole storage. Built in chapter 2."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
+class LayerCache:
+    """One layer's view of a cache: what an attention layer is given. Built in chapter 2."""
+
+    def __init__(self, cache: Cache, layer: int):
+        self.cache, self.layer = cache, layer
+
+    def append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        """Writes new tensors (B, heads, T, width) behind the tokens held and returns views (B, heads, length + T,
+        width).
+        """
+        cache, steps = self.cache, new[0].shape[2]
+        cache.require_room(steps)
+        if any(tensor.requires_grad for tensor in new):
+            raise RuntimeError(
+                "a cache keeps no gradients: call the model under torch.no_grad() or torch.inference_mode()"
+            )
+        seen = []
+        for buffer, tensor in zip(cache.buffers, new, strict=True):
+            layer = buffer[self.layer]
+            if tensor.shape[0] != cache.batch_size:
+                raise ValueError(f"{tensor.shape[0]} rows for a cache of {cache.batch_size}")
+            if cache.uniform:
+                layer[:, :, cache.length : cache.length + steps] = tensor
+            else:
+                slots = cache.positions(steps, layer.device)
+                rows = torch.arange(cache.batch_size, device=layer.device)[:, None]
+                layer[rows, :, slots] = tensor.transpose(1, 2).to(layer.dtype)
+            seen.append(layer[:, :, : cache.length + steps])
+        return tuple(seen)
+
+    def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
+        """Positions of the next tokens, as `Cache.positions`."""
+        return self.cache.positions(steps, device)
+
+    def mask(self, steps: int, device=None) -> Bool[Tensor, "b 1 t s"] | None:
+        """Which slots each new token may see, (B or 1, 1, T, S).
+
+        None where `attend` needs none: one new token a row, or an empty cache.
+        """
+        if self.cache.length == 0 or (steps == 1 and self.cache.uniform):
+            return None
+        slots = torch.arange(self.cache.length + steps, device=device)
+        return (slots <= self.cache.positions(steps, device)[..., None])[:, None]
+
+
+class KVCache(Cache):
+    """Keys and values of every key head: 2 H_kv K numbers per token and layer. Built in chapter 2."""
+
+    def __init__(
+        self, *, n_layers: int = 1, batch_size: int, max_len: int, n_kv_heads: int, d_head: int, dtype=None, device=None
+    ):
+        super().__init__(n_layers, batch_size, max_len, ((n_kv_heads, d_head),) * 2, dtype, device)
+
+
+class LatentCache(Cache):
+    """The paper's cache: the K latent and the V latent before their heads are rebuilt (eq.
+
+    13), 2 R numbers. Built in chapter 3.
+    """
+
+    def __init__(self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, dtype=None, device=None):
+        super().__init__(n_layers, batch_size, max_len, ((1, latent_dim),) * 2, dtype, device)
+
+
+class HybridCache(Cache):
+    """Rotated keys of every head beside the V latent: H K + R numbers, nothing to rebuild for the scores.
+
+    Built in chapter 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_layers: int = 1,
+        batch_size: int,
+        max_len: int,
+        n_heads: int,
+        d_head: int,
+        latent_dim: int,
+        dtype=None,
+        device=None,
+    ):
+        super().__init__(n_layers, batch_size, max_len, ((n_heads, d_head), (1, latent_dim)), dtype, device)
+
+
+class JointLatentCache(Cache):
+    """DeepSeek-V2's cache: one latent for K and V and one rotated key for all heads, R + d_rope numbers.
+
+    Built in chapter 4.
+    """
+
+    def __init__(
+        self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, d_rope: int, dtype=None, device=None
+    ):
+        super().__init__(n_layers, batch_size, max_len, ((1, latent_dim), (1, d_rope)), dtype, device)

@@ -1,0 +1,300 @@
+"""The command `moemla`: from text to a trained model and back to text.
+
+Exit codes: 0 done, 1 the work failed (one line says why; `--debug` shows the traceback), 2 wrong usage, 130
+interrupted.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from moemla.config import MATCHES, SIZES, VARIANTS
+from moemla.errors import MoemlaError
+from moemla.training import TrainConfig
+
+Flat = tyro.conf.OmitArgPrefixes
+Flag = tyro.conf.FlagCreatePairsOff
+
+
+@dataclass
+class Prepare:
+    """Text to token shards. Built in chapter 1.
+
+    Remembers what it has done: the same call again returns at once.
+    """
+
+    out: Path
+    """Folder for tokenizer.json, train.bin, valid.bin, valid.txt and data.json."""
+    source: Literal["builtin", "hub", "files"] = "builtin"
+    """builtin: generated stories; hub: roneneldan/TinyStories; files: --train and --valid."""
+    train: Path | None = None
+    """Text with a line <|endoftext|> between stories (source files)."""
+    valid: Path | None = None
+    """The same, for validation (source files)."""
+    tokenizer: Literal["bpe", "gpt2"] = "bpe"
+    """bpe: byte-level, trained on the training text; gpt2: GPT-2's 50,257 tokens."""
+    vocab_size: int = 4096
+    """Tokens of a bpe vocabulary, 257 to 65,536."""
+    stories: int | None = None
+    """Stories to train on. Default 20,000; of files all."""
+    seed: int = 0
+    """Of the built-in stories."""
+
+    def __call__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from moemla.data import prepare
+
+        columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns) as bars:
+            tasks: dict[str, int] = {}
+
+            def show(label: str, done: int, total: int | None) -> None:
+                if label not in tasks:
+                    tasks[label] = bars.add_task(label, total=total)
+                bars.update(tasks[label], completed=done, total=total)
+
+            chosen = {
+                name: getattr(self, name)
+                for name in ("source", "train", "valid", "tokenizer", "vocab_size", "stories", "seed")
+            }
+            record = prepare(self.out, progress=show, **chosen)
+        for split, facts in record["splits"].items():
+            counts = (f"{facts[unit]:,} {unit}" for unit in ("stories", "tokens", "bytes"))
+            print(f"{split}: {', '.join(counts)} ({facts['bytes'] / facts['tokens']:.2f} bytes a token)")
+        print(f"data {record['hash'][:12]} in {self.out}")
+
+
+@dataclass
+class Train:
+    """Trains a model on prepared data; --resume goes on after an interruption. Built in chapter 5.
+
+    The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores.
+    """
+
+    data: Path
+    """Folder that `moemla prepare` made."""
+    out: Path
+    """Folder of the run: config, tokenizer, log and checkpoints."""
+    train_config: Flat[TrainConfig]
+    size: Literal[tuple(SIZES)] = "tiny"
+    variant: Literal[VARIANTS] = "moe-mla-rope"
+    matched: Literal[MATCHES] = "parameters"
+    reading: Literal["working", "literal"] = "working"
+    dropout: float = 0.0
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one is always written at the end."""
+    resume: Flag[bool] = False
+    """Go on from the last checkpoint in --out, or start if there is none."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; default: the GPU if there is one."""
+
+    def __call__(self) -> None:
+        from moemla import complexity
+        from moemla.config import ModelConfig
+        from moemla.tokenizer import Tokenizer
+        from moemla.training import train
+
+        vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
+        length = max(512, self.train_config.seq_len)
+        changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
+        config = ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
+        mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
+        apart = mine.total / dense.total - 1
+        print(
+            f"{self.size} {self.variant}: {mine.total:,} parameters, {mine.active / mine.total:.0%} active, "
+            f"{apart:+.1%} against dense multi-head attention",
+            flush=True,
+        )
+        begin = time.perf_counter()
+        line = LiveLine(self.train_config.steps)
+        try:
+            how = dict(resume=self.resume, checkpoint_every=self.checkpoint_every, device=self.device)
+            train(config, self.train_config, self.data, self.out, on_progress=line, **how)
+        finally:
+            line.close()
+        print(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")
+
+
+@dataclass
+class Evaluate:
+    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts. Built in chapter 5."""
+
+    run: Path
+    """Folder of a run, or of a saved model with its tokenizer."""
+    text: Path | None = None
+    """Stories with a line <|endoftext|> between them; default: the validation text of the run's data."""
+    context: int | None = None
+    """Tokens a story is scored in at a time; default: the sequence length of the training."""
+    json: Flag[bool] = False
+    """Print one JSON object."""
+
+    def __call__(self) -> None:
+        from moemla.checkpoint import load
+        from moemla.data import read_stories
+        from moemla.evaluation import evaluate
+
+        model, tokenizer = load(self.run)
+        if tokenizer is None:
+            raise MoemlaError(f"{self.run} has no tokenizer.json")
+        facts, text, context = self.run / "train.json", self.text, self.context
+        if facts.is_file():
+            settings = json.loads(facts.read_text(encoding="utf-8"))
+            text = text or Path(settings["folder"]) / "valid.txt"
+            context = context or settings["train"]["seq_len"]
+        if text is None:
+            raise MoemlaError("name the stories to score with --text FILE")
+        found = evaluate(model, tokenizer, read_stories(text), context)
+        if self.json:
+            print(json.dumps(found.to_dict()))
+            return
+        print(f"{found.stories:,} stories, {found.tokens:,} tokens, {found.bytes:,} bytes")
+        print(f"{found.nats_per_token:.4f} nats per token, perplexity {found.perplexity:.3f}")
+        print(f"{found.bits_per_byte:.4f} bits per byte")
+        if found.load_cv is not None:
+            print(
+                f"load of the experts over {found.tokens:,} tokens: CV {found.load_cv:.3f} (uniform routing shows "
+                f"{found.load_cv_floor:.3f}), MaxVio {found.load_max_violation:.2f}, dead experts {found.dead_experts}"
+            )
+
+
+@dataclass
+class Generate:
+    """Writes a story, word by word. Built in chapter 5."""
+
+    run: Path
+    """Folder of a run, or of a saved model with its tokenizer."""
+    prompt: str = "Once upon a time"
+    max_new_tokens: int = 400
+    temperature: float = 0.8
+    """0 is greedy."""
+    top_k: int | None = 50
+    top_p: float | None = None
+    seed: int = 0
+    count: int = 1
+    """Stories, with seeds from --seed on."""
+    no_cache: Flag[bool] = False
+    """Compute every token from the start: slower, the same text."""
+
+    def __call__(self) -> None:
+        import torch
+
+        from moemla.checkpoint import load
+        from moemla.generation import generate
+        from moemla.tokenizer import StreamDecoder
+
+        model, tokenizer = load(self.run)
+        if tokenizer is None:
+            raise MoemlaError(f"{self.run} has no tokenizer.json")
+        prompt = torch.tensor([[tokenizer.eot, *tokenizer.encode(self.prompt)]])
+        sampling = dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, use_cache=not self.no_cache)
+        for number in range(self.count):
+            stream = StreamDecoder(tokenizer)
+            print(self.prompt, end="", flush=True)
+
+            def show(tokens, stream=stream):
+                if tokens[0] is not None:
+                    print(stream.push(tokens[0]), end="", flush=True)
+
+            generate(
+                model,
+                prompt,
+                self.max_new_tokens,
+                seed=self.seed + number,
+                stop=tokenizer.eot,
+                on_token=show,
+                **sampling,
+            )
+            print(stream.finish(), end="\n" if number + 1 == self.count else "\n\n---\n\n")
+
+
+@dataclass
+class Claims:
+    """The ledger: each number of the paper, what this project finds, and the status. Built in chapter 19."""
+
+    id: tuple[str, ...] = ()
+    """Only these entries (an id, or the start of one)."""
+    json: Flag[bool] = False
+    """Print a JSON list."""
+
+    def __call__(self) -> int:
+        from moemla.experiments import claims
+
+        return claims.main(list(self.id), as_json=self.json)
+
+
+class LiveLine:
+    """One line that is written over on a terminal; elsewhere a line for each twentieth of the run.
+
+    Built in chapter 13.
+    """
+
+    def __init__(self, steps: int, stream=None):
+        self.stream = stream or sys.stdout
+        self.steps, self.terminal, self.open = steps, self.stream.isatty(), False
+        self.every = max(1, steps // 20)
+
+    def __call__(self, row) -> None:
+        load = "" if row.load_cv is None else f"  load CV {row.load_cv:.2f} (floor {row.load_cv_floor:.2f})"
+        text = (
+            f"step {row.step}/{self.steps}  loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s  "
+            f"{row.utilisation:.0%} of matmul speed{load}  {clock(row.seconds_left)} left"
+        )
+        if self.terminal:
+            self.stream.write(f"\r\x1b[2K{text}")
+            self.open = True
+        elif row.step % self.every == 0 or row.step == self.steps:
+            self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self.open:
+            self.stream.write("\n")
+
+
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss. Built in chapter 13."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+COMMANDS = {"prepare": Prepare, "train": Train, "evaluate": Evaluate, "generate": Generate, "claims": Claims}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code. Built in chapter 13."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments)
+    try:
+        return command() or 0
+    except KeyboardInterrupt as error:
+        print(f"\nmoemla: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone
+        return 1
+    except (MoemlaError, ValueError) as error:
+        if debug:
+            raise
+        print(f"moemla: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except OSError as error:
+        if debug:
+            raise
+        print(f"moemla: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+DESCRIPTION = "Mixture of experts, latent attention and rotary positions for small language models."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Parameters, FLOPs and cache bytes from a config alone; the paper's formulas, printed and corrected.
+
+Plain integers from anything that has the fields of `ModelConfig`: nothing is imported but the standard
+library. What is counted is what a built model holds; the tests compare the two. A multiply-add is one MAC,
+or two FLOPs: the paper counts MACs, so its lemmas are in MACs here, everything of ours in FLOPs.
+
+Letters of the lemmas: n sequence length, d model width, r latent width, rho = r/d, H heads, N all experts,
+N_s shared ones, k active routed ones.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Trainable numbers of a model, all layers together. Built in chapter 9.
+
+    `active` is what one token touches: everything but the routed experts that it was not sent to. The token
+    table counts whole (it is the head's matrix when tied). The balancing bias is a buffer and is in none of
+    these.
+    """
+
+    token_embedding: int
+    position_embedding: int
+    head: int  # 0 when tied to the token table
+    attention: int  # projections, their biases, and the norm on the joint latent
+    feedforward: int  # dense FFN, or routed plus shared experts; without the router
+    routed: int  # the routed experts' part of `feedforward`
+    shared: int  # the shared experts' part of `feedforward`
+    router: int
+    norms: int  # two a block and the final one
+    total: int
+    active: int
+
+    @property
+    def embedding(self) -> int:
+        """Token table, learned positions, and the head where it is not tied."""
+        return self.token_embedding + self.position_embedding + self.head
+
+    @property
+    def active_share(self) -> float:
+        """`active` over `total`."""
+        return self.active / self.total
+
+
+def parameters(config: Any) -> Parameters:
+    """Count the parameters of `LanguageModel(config)` without building it (Table 1). Built in chapter 9."""
+    d, layers = config.d_model, config.n_layers
+    token = config.vocab_size * d
+    position = config.max_seq_len * d if config.positions == "learned" else 0
+    head = 0 if config.tie_embeddings else config.vocab_size * d
+    attention = layers * (sum(i * o for i, o in attention_matrices(config)) + _attention_extras(config))
+    norms = (2 * layers + 1) * d * (2 if config.norm == "layernorm" and config.bias else 1)
+    dense = routed = shared = router = idle = 0
+    if config.ffn == "dense":
+        dense = layers * _ffn(config, config.d_ff, bias=config.bias)
+    else:
+        expert = layers * _ffn(config, config.d_expert, bias=False)
+        routed, idle = config.n_experts * expert, (config.n_experts - config.top_k) * expert
+        shared = config.n_shared * expert  # one FFN of width S * d_expert: the same numbers
+        router = layers * d * config.n_experts
+    feedforward = dense + routed + shared
+    total = token + position + head + attention + feedforward + router + norms
+    return Parameters(
+        token_embedding=token,
+        position_embedding=position,
+        head=head,
+        attention=attention,
+        feedforward=feedforward,
+        routed=routed,
+        shared=shared,
+        router=router,
+        norms=norms,
+        total=total,
+        active=total - idle,
+    )
+
+
+def attention_matrices(config: Any) -> list[tuple[int, int]]:
+    """(inputs, outputs) of each matrix of one attention layer, in the layer's order. Built in chapter 3.
+
+    `mha`: q, k, v, out (grouped-query where n_kv_heads < n_heads). `mla`, eqs. 13-14: q, k_down, k_up,
+    v_down, v_up, out. `mla-decoupled`: q, kv_down, k_up, v_up, out.
+    """
+    d, heads, k, r = config.d_model, config.n_heads, config.d_head, config.latent_dim
+    if config.attention == "mha":
+        kv = config.n_kv_heads * k
+        return [(d, heads * k), (d, kv), (d, kv), (heads * k, d)]
+    value = heads * config.d_value
+    if config.attention == "mla":
+        return [(d, heads * k), (d, r), (r, heads * k), (d, r), (r, value), (value, d)]
+    if config.attention == "mla-decoupled":
+        query = heads * (config.d_nope + config.d_rope)
+        return [(d, query), (d, r + config.d_rope), (r, heads * config.d_nope), (r, value), (value, d)]
+    raise ValueError(f"attention={config.attention!r} is unknown; it is one of 'mha', 'mla', 'mla-decoupled'")
+
+
+def _attention_extras(config: Any) -> int:
+    """Biases (one an output) and the RMSNorm weight on the joint latent."""
+    biases = sum(o for _, o in attention_matrices(config)) if config.bias else 0
+    return biases + (config.latent_dim if config.attention == "mla-decoupled" else 0)
+
+
+def _ffn(config: Any, hidden: int, bias: bool) -> int:
+    """d -> hidden (twice that for SwiGLU, which has a gate and a value) -> d."""
+    inner = (2 if config.activation == "swiglu" else 1) * hidden
+    return config.d_model * (inner + hidden) + (inner + config.d_model if bias else 0)
+
+
+def block_macs_per_token(config: Any, seq_len: int = 512) -> int:
+    """Multiply-adds of one block's matrix products for one token among `seq_len`. Built in chapter 6.
+
+    Every token is counted against all `seq_len` keys, the paper's n^2 (eq. 15), not halved for the causal
+    mask; a latent form rebuilds keys and values once a token. Norms, softmax, rotations and biases are left
+    out. Experts are counted as routing asks, the router and top_k + n_shared of them, whatever a back end
+    spends beyond that.
+    """
+    attention = sum(i * o for i, o in attention_matrices(config))
+    attention += seq_len * config.n_heads * (_key_width(config) + _value_width(config))
+    if config.ffn == "dense":
+        return attention + _ffn(config, config.d_ff, bias=False)
+    expert = _ffn(config, config.d_expert, bias=False)
+    return attention + config.d_model * config.n_experts + (config.top_k + config.n_shared) * expert
+
+
+def flops_per_token(config: Any, seq_len: int = 512) -> int:
+    """Forward FLOPs of one token: 2 x (L x `block_macs_per_token` + the head's V x d). Built in chapter 6."""
+    return 2 * (config.n_layers * block_macs_per_token(config, seq_len) + config.vocab_size * config.d_model)
+
+
+def training_flops_per_token(config: Any, seq_len: int = 512) -> int:
+    """Three times the forward pass: each product has two gradients. Built in chapter 13."""
+    return 3 * flops_per_token(config, seq_len)
+
+
+def cache_bytes_per_token(config: Any, dtype_bytes: int = 2) -> int:
+    """Bytes one token leaves in the cache of the whole model, all layers (Theorem 3.4). Built in chapter 3.
+
+    A layer keeps, for `kv`, keys and values of each key-value head; `latent`, the paper's two latents, 2r;
+    `hybrid`, rotated keys and the value latent, H d_k + r; `joint`, DeepSeek's latent and its one rotary
+    key, r + d_rope. `dtype_bytes` is 2 for bf16 and fp16.
+    """
+    if config.cache == "kv":
+        kv_heads = config.n_kv_heads if config.attention == "mha" else config.n_heads
+        width = kv_heads * (_key_width(config) + _value_width(config))
+    elif config.cache == "latent":
+        width = 2 * config.latent_dim
+    elif config.cache == "hybrid":
+        width = config.n_heads * _key_width(config) + config.latent_dim
+    elif config.cache == "joint":
+        width = config.latent_dim + config.d_rope
+    else:
+        raise ValueError(f"cache={config.cache!r} is unknown; it is one of 'kv', 'latent', 'hybrid', 'joint'")
+    return config.n_layers * width * dtype_bytes
+
+
+def _key_width(config: Any) -> int:
+    return config.d_nope + config.d_rope if config.attention == "mla-decoupled" else config.d_head
+
+
+def _value_width(config: Any) -> int:
+    return config.d_head if config.attention == "mha" else config.d_value
+
+
+def routing_combinations(n_experts: int, top_k: int) -> int:
+    """Ways to choose `top_k` of `n_experts` routed experts (abstract, section 3.1). Built in chapter 6."""
+    return math.comb(n_experts, top_k)
+
+
+# The paper's statements, in MACs of one layer: printed as they stand, corrected as eqs. 11-14 cost.
+
+
+def printed_mha_macs(n: int, d: int) -> int:
+    """Eq. 15: 4nd^2 + 2n^2 d, which is right. Built in chapter 3."""
+    return 4 * n * d**2 + 2 * n**2 * d
+
+
+def printed_mla_macs(n: int, d: int, r: int) -> int:
+    """Eq. 16, the statement of Lemma 3.1: 2nd^2 (1 + rho) + 2n^2 d rho. Built in chapter 3."""
+    return 2 * n * d**2 + 2 * n * d * r + 2 * n**2 * r
+
+
+def proof_mla_macs(n: int, d: int, r: int) -> int:
+    """The terms that the proof of Lemma 3.1 lists: eq. 16 and 2nrd of reconstruction. Built in chapter 3."""
+    return printed_mla_macs(n, d, r) + 2 * n * r * d
+
+
+def corrected_mla_macs(n: int, d: int, r: int, n_heads: int, form: str = "rebuilt") -> int:
+    """What eqs. 13-14 cost for `n` tokens. Built in chapter 3.
+
+    Projections are 2nd^2 + 4ndr in both forms. `rebuilt` (eq. 14: each head's keys and values from the
+    latent) then attends over heads of width d/H: 2n^2 d. `absorbed` (k_up folded into the query, v_up
+    applied after the weighted sum) attends over the latent once a head: 2n^2 H r. Rotating K after eq. 14,
+    as the paper does, rules the second out for K.
+    """
+    if form not in ("rebuilt", "absorbed"):
+        raise ValueError(f"form={form!r} is unknown; it is 'rebuilt' or 'absorbed'")
+    attended = d if form == "rebuilt" else n_heads * r
+    return 2 * n * d**2 + 4 * n * d * r + 2 * n**2 * attended
+
+
+def lemma_3_1(n: int, d: int, rho: float, n_heads: int = 8) -> dict[str, float]:
+    """MLA over MHA in Lemma 3.1: printed, as its proof's terms sum, and in both real forms. Built in
+    chapter 3."""
+    r, mha = round(rho * d), printed_mha_macs(n, d)
+    return {
+        "printed": printed_mla_macs(n, d, r) / mha,
+        "proof": proof_mla_macs(n, d, r) / mha,
+        "rebuilt": corrected_mla_macs(n, d, r, n_heads) / mha,
+        "absorbed": corrected_mla_macs(n, d, r, n_heads, "absorbed") / mha,
+    }
+
+
+def printed_moe_macs(d: int, n_total: int, n_shared: int, top_k: int) -> float:
+    """Eq. 17 (Lemma 3.2), a token, constants as 1: dN + kd^2 / (N/N_s) + N_s d^2 / N. Built in chapter 6."""
+    return d * n_total + top_k * d**2 / (n_total / n_shared) + n_shared * d**2 / n_total
+
+
+def corrected_moe_macs(d: int, d_expert: int, n_routed: int, n_shared: int, top_k: int) -> int:
+    """A token's router and its k + N_s experts of two matrices each. Built in chapter 6."""
+    return d * n_routed + (top_k + n_shared) * 2 * d * d_expert
+
+
+def printed_block_macs(n: int, d: int, r: int, n_total: int, n_shared: int, top_k: int) -> float:
+    """Eq. 20 (Theorem 3.3), constants as 1: 4nd^2 of FFN leaves a sum it never entered. Built in chapter
+    9."""
+    experts = d * n_total + (top_k + n_shared) * d**2 / n_total
+    return printed_mla_macs(n, d, r) + experts - 4 * n * d**2
+
+
+def printed_block_order(n: int, d: int, r: int, n_total: int, n_shared: int, top_k: int) -> float:
+    """Eq. 18, the inside of its O: n^2 d rho + nd^2 (1 + rho + (k + N_s)/N). Built in chapter 9."""
+    return n**2 * r + n * d**2 * (1 + r / d + (top_k + n_shared) / n_total)
+
+
+def printed_speedup(rho: float, n_total: int, n_shared: int, top_k: int) -> float:
+    """Theorem 3.3's asymptotic factor N / (rho (k + N_s)), 16 for the paper's model. Built in chapter 9."""
+    return n_total / (rho * (top_k + n_shared))
+
+
+def corrected_speedup(standard: Any, config: Any, seq_len: int) -> float:
+    """Multiply-adds of one block of `standard` over one of `config`, at `seq_len`. Built in chapter 9.
+
+    For MHA with a dense FFN over the paper's form with rebuilt keys this tends to 1 as seq_len grows.
+    """
+    return block_macs_per_token(standard, seq_len) / block_macs_per_token(config, seq_len)
+
+
+def printed_cache_elements(n: int, n_layers: int, n_heads: int, width: int) -> int:
+    """Theorem 3.4: 2nLH times d (standard) or r (latent), one factor H too many. Built in chapter 3."""
+    return 2 * n * n_layers * n_heads * width
+
+
+def corrected_cache_elements(n: int, n_layers: int, width: int) -> int:
+    """What is kept: two tables a layer, d wide (MHA) or r (latents that heads share). Built in chapter 3."""
+    return 2 * n * n_layers * width

@@ -1,0 +1,256 @@
+"""One configuration for every model of the book: fields, checks, the paper's sizes, and how two models are matched.
+
+Needs no torch. A field left at None is filled in from the others when the config is made, so a finished config holds
+plain values only.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from moemla import complexity
+
+CHOICES = {
+    "attention": ("mha", "mla", "mla-decoupled"),
+    "cache": ("kv", "latent", "hybrid", "joint"),
+    "positions": ("learned", "rope", "none"),
+    "rope_layout": ("halves", "interleaved"),
+    "ffn": ("dense", "moe"),
+    "scores": ("sigmoid", "softmax"),
+    "norm": ("layernorm", "rmsnorm"),
+    "activation": ("gelu", "swiglu"),
+    "backend": ("masked", "loop"),
+    "reading": ("working", "literal"),
+}
+CACHES = {"mha": ("kv",), "mla": ("latent", "hybrid"), "mla-decoupled": ("joint",)}  # first: the default
+# Table 1 of the paper; `tiny` is this project's own, for laptops.
+SIZES = {
+    "tiny": dict(n_layers=4, d_model=128, n_heads=4),
+    "XS": dict(n_layers=6, d_model=256, n_heads=8),
+    "S": dict(n_layers=6, d_model=512, n_heads=8),
+    "M": dict(n_layers=9, d_model=512, n_heads=8),
+    "L": dict(n_layers=12, d_model=768, n_heads=12),
+    "XL": dict(n_layers=12, d_model=1024, n_heads=16),
+}
+ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
+VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
+MATCHES = ("parameters", "active", "literal", "flops")
+ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which grouped products on a GPU ask for
+
+
+def require(condition: bool, field: str, value: Any, right: str) -> None:
+    """Raises ValueError naming the field, its value and what would be right. Built in chapter 5."""
+    if not condition:
+        raise ValueError(f"{field}={value!r}: {right}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of one language model, checked when it is made. Built in chapter 5; every chapter adds its
+    fields.
+
+    Widths are counts of numbers, not bytes. `n_experts` counts the routed experts (the paper's N_r = 62), `n_shared`
+    those that every token passes (N_s = 2), `top_k` the routed experts a token takes (k = 6). None means "follows from
+    the others".
+    """
+
+    vocab_size: int = 4096
+    max_seq_len: int = 512
+    n_layers: int = 4
+    d_model: int = 128
+    n_heads: int = 4
+    n_kv_heads: int | None = None  # fewer than n_heads: grouped-query attention
+    d_head: int | None = None  # d_model / n_heads
+    attention: str = "mla"
+    latent_dim: int | None = None  # r; d_model / 2
+    d_nope: int | None = None  # decoupled form: width of a head that is not rotated
+    d_rope: int | None = None  # decoupled form: width of the rotated key that all heads share
+    d_value: int | None = None  # width of a head's value
+    cache: str | None = None  # what is kept of past tokens
+    positions: str = "rope"
+    rope_theta: float = 10000.0
+    rope_layout: str = "halves"
+    ffn: str = "moe"
+    d_ff: int | None = None  # 4 d_model
+    n_experts: int = 62
+    n_shared: int = 2
+    top_k: int = 6
+    d_expert: int | None = None  # d_model / 16 (working) or d_model (literal: a quarter of 4 d_model)
+    scores: str | None = None  # sigmoid (working) or softmax (literal)
+    bias_in_gate: bool | None = None  # False (working) or True (literal, Algorithm 1 lines 3-4)
+    renormalise: bool = True  # gates sum to one over the chosen experts, eq. 2
+    routed_scale: float = 1.0
+    norm: str = "layernorm"
+    activation: str = "gelu"
+    bias: bool = True  # in attention, dense feed-forward and LayerNorm; experts and router have none
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    backend: str = "masked"
+    reading: str = "working"
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            require(value is None or value in allowed, name, value, f"choose one of {', '.join(allowed)}")
+        self._fill()
+        self._check()
+
+    def _fill(self) -> None:
+        def default(name, value):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+        for name in ("d_model", "n_heads"):
+            self._positive(name)
+        if self.d_head is None:
+            right = f"the heads must divide d_model={self.d_model}, or d_head must be given"
+            require(self.d_model % self.n_heads == 0, "n_heads", self.n_heads, right)
+        literal = self.reading == "literal"
+        default("d_head", self.d_model // self.n_heads)
+        default("n_kv_heads", self.n_heads)
+        default("latent_dim", max(1, self.d_model // 2))
+        default("d_nope", self.d_head)
+        default("d_rope", self.d_head)
+        default("d_value", self.d_head)
+        default("cache", CACHES[self.attention][0])
+        default("d_ff", 4 * self.d_model)
+        default("d_expert", self.d_model if literal else fine_width(self.d_model))
+        default("scores", "softmax" if literal else "sigmoid")
+        default("bias_in_gate", literal)
+
+    def _positive(self, name: str) -> None:
+        value = getattr(self, name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value >= 1, name, value, "must be a whole number of at least 1")
+
+    def _check(self) -> None:
+        for field in fields(self):
+            if field.type in (int, int | None) and field.name != "n_shared":
+                self._positive(field.name)
+        for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
+        require(isinstance(self.n_shared, int) and self.n_shared >= 0, "n_shared", self.n_shared, "must be 0 or more")
+        require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "must be at least 2")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
+        require(self.rope_theta > 1, "rope_theta", self.rope_theta, "must be above 1 (10000 is usual)")
+        scale = self.routed_scale
+        require(math.isfinite(scale) and scale > 0, "routed_scale", scale, "must be above 0")
+        heads, kv_heads = self.n_heads, self.n_kv_heads
+        require(heads % kv_heads == 0, "n_kv_heads", kv_heads, f"must divide n_heads={heads}")
+        grouped = kv_heads != heads
+        require(not grouped or self.attention == "mha", "n_kv_heads", kv_heads, "only attention='mha' groups its heads")
+        if self.attention == "mla-decoupled":
+            require(self.positions == "rope", "positions", self.positions, "the decoupled form needs 'rope'")
+        else:
+            right = f"must equal d_head={self.d_head}; only the decoupled form sets it apart"
+            require(self.d_value == self.d_head, "d_value", self.d_value, right)
+        if self.positions == "rope":
+            name = "d_rope" if self.attention == "mla-decoupled" else "d_head"
+            width = getattr(self, name)
+            require(width % 2 == 0, name, width, "RoPE turns pairs of dimensions: the width must be even")
+        allowed = CACHES[self.attention]
+        right = f"attention={self.attention!r} can keep {' or '.join(allowed)}"
+        require(self.cache in allowed, "cache", self.cache, right)
+        if self.ffn == "moe":
+            right = f"must be at most n_experts={self.n_experts}"
+            require(self.top_k <= self.n_experts, "top_k", self.top_k, right)
+
+    @classmethod
+    def preset(
+        cls, size: str, variant: str = "moe-mla-rope", matched: str = "parameters", vocab_size: int = 50257, **changes
+    ):
+        """A model of the paper's Table 1 (or `tiny`) in one of the variants, matched to dense multi-head attention.
+
+        size: tiny, XS, S, M, L, XL. variant: mha, mha-rope, gqa-rope, mla, mla-rope, mla-decoupled, each also with
+        `moe-` before it. matched, against the dense `mha` of the same size and kind of positions: "parameters" (equal
+        totals: experts of d/16, or d_ff solved), "active" (experts of d/2: equal active feed-forward width), "literal"
+        (experts of d, the paper's quarter), "flops" (equal forward FLOPs by width). `changes` override single fields.
+        Built in chapter 9.
+        """
+        require(size in SIZES, "size", size, f"choose one of {', '.join(SIZES)}")
+        require(variant in VARIANTS, "variant", variant, f"choose one of {', '.join(VARIANTS)}")
+        require(matched in MATCHES, "matched", matched, f"choose one of {', '.join(MATCHES)}")
+        unknown = sorted(set(changes) - {field.name for field in fields(cls)})
+        require(not unknown, "changes", unknown, "no such field of ModelConfig")
+        base = dict(SIZES[size], vocab_size=vocab_size)
+        attention = variant.removeprefix("moe-")
+        base["positions"] = "rope" if attention.endswith(("rope", "decoupled")) else "learned"
+        base["ffn"] = "moe" if variant.startswith("moe-") else "dense"
+        base["attention"] = {"mha-rope": "mha", "gqa-rope": "mha", "mla-rope": "mla"}.get(attention, attention)
+        if attention == "gqa-rope":
+            base["n_kv_heads"] = base["n_heads"] // 4
+        given = base | changes
+        if matched == "flops":
+            given = _match_flops(cls, given, changes)
+        elif base["ffn"] == "moe" and "d_expert" not in changes and given.get("reading") != "literal":
+            width = {
+                "parameters": fine_width(given["d_model"]),
+                "active": given["d_model"] // 2,
+                "literal": given["d_model"],
+            }[matched]
+            given["d_expert"] = width
+        elif base["ffn"] == "dense" and matched == "parameters" and "d_ff" not in changes:
+            given["d_ff"] = _match_d_ff(cls, given)
+        return cls(**given)
+
+    def reference(self) -> "ModelConfig":
+        """The dense multi-head model of the same depth, width and kind of positions: what this one is matched against.
+
+        Built in chapter 9.
+        """
+        return _reference(type(self), self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, ready for JSON. Built in chapter 5."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """The inverse of `to_dict`; ValueError for a field that does not exist. Built in chapter 5."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        require(not unknown, "config", unknown, "no such field of ModelConfig")
+        return cls(**values)
+
+
+def fine_width(d_model: int) -> int:
+    """Expert width F = d/16 in multiples of 8: then 64 experts hold what one dense FFN of 4d holds (audit of Table 2).
+
+    Built in chapter 9.
+    """
+    return max(ROW, round(d_model / 16 / ROW) * ROW)
+
+
+def _reference(cls, given: dict[str, Any]) -> ModelConfig:
+    kept = (
+        "vocab_size",
+        "max_seq_len",
+        "n_layers",
+        "d_model",
+        "n_heads",
+        "norm",
+        "activation",
+        "bias",
+        "tie_embeddings",
+    )
+    shared = {name: given[name] for name in kept if name in given}
+    return cls(**shared, attention="mha", ffn="dense", positions=given["positions"])
+
+
+def _match_d_ff(cls, given: dict[str, Any]) -> int:
+    """The d_ff (multiple of 8) that brings a dense model of another attention to the reference's total."""
+    target = complexity.parameters(_reference(cls, given)).total
+    one, two = (complexity.parameters(cls(**given | {"d_ff": ROW * n})).total for n in (1, 2))
+    rows = 1 + round((target - one) / (two - one))
+    return ROW * max(1, rows)
+
+
+def _match_flops(cls, given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The width, with an even head and 16-byte rows, whose forward FLOPs come nearest to the reference's."""
+    target = complexity.flops_per_token(_reference(cls, given), seq_len=given.get("max_seq_len", 512))
+    step = math.lcm(2 * given["n_heads"], ROW)
+    candidates = []
+    for width in range(step, 4 * given["d_model"] + 1, step):
+        wide = given | {"d_model": width} | changes
+        config = cls(**wide)
+        candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
+    return min(candidates)[2]

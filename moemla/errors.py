@@ -1,0 +1,12 @@
+"""Errors that are meant for the person at the keyboard: the command prints them as one line and exits with 1."""
+
+
+class MoemlaError(Exception):
+    """Something outside the program is wrong (a file, a run, the network); the message says what to do.
+
+    Built in chapter 13.
+    """
+
+
+class DataError(MoemlaError):
+    """Text, token shards or a tokenizer that cannot be used as they are. Built in chapter 1."""

@@ -1,0 +1,178 @@
+"""How good is a model of stories: nats per token, perplexity, bits per byte; and whether it minds order and agreement.
+
+Perplexities of models with different tokenizers cannot be compared; bits per byte can. A story is scored alone from its
+start token; the end token is not scored, and bytes are those of the stories without separators.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moemla.balancing import coefficient_of_variation, dead_experts, max_violation, noise_floor
+from moemla.errors import DataError
+from moemla.model import LanguageModel
+from moemla.stories import Story
+from moemla.tokenizer import Tokenizer
+
+TOKENS_AT_ONCE = 8192
+
+
+def bits_per_byte(nats: float, n_bytes: int) -> float:
+    """Nats of all tokens of a text, over ln 2, over its UTF-8 bytes. Built in chapter 1."""
+    return nats / math.log(2) / n_bytes
+
+
+@torch.inference_mode()
+def document_nats(
+    model: LanguageModel, documents: Sequence[Sequence[int]], context: int | None = None
+) -> Float[Tensor, "n"]:
+    """Summed nats of each document (N,), float64. Built in chapter 5.
+
+    A document is its start token and the story's tokens; the start token is given, the others are scored. One longer
+    than `context` (default max_seq_len) is scored in strides of the context: a stride begins with the last token of the
+    one before.
+    """
+    context = context or model.config.max_seq_len
+    device = model.embedding.weight.device
+    pieces = []  # (document, its tokens from some place on): T scored tokens need T + 1
+    for number, document in enumerate(documents):
+        for start in range(0, len(document) - 1, context):
+            pieces.append((number, np.asarray(document[start : start + context + 1], dtype=np.int64)))
+    pieces.sort(key=lambda piece: len(piece[1]))
+    total = torch.zeros(len(documents), dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    try:
+        while pieces:
+            longest = len(pieces[-1][1])
+            batch = [pieces.pop() for _ in range(min(len(pieces), max(1, TOKENS_AT_ONCE // longest)))]
+            tokens = torch.full((len(batch), longest), -1, dtype=torch.long)
+            for row, (_, piece) in enumerate(batch):
+                tokens[row, : len(piece)] = torch.from_numpy(piece)
+            tokens = tokens.to(device)
+            targets, lengths = tokens[:, 1:], torch.tensor([len(piece) - 1 for _, piece in batch])
+            logits = model(tokens[:, :-1].clamp(min=0), lengths=lengths).float()
+            nats = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), targets, ignore_index=-1, reduction="none"
+            ).double()
+            owners = torch.tensor([number for number, _ in batch])
+            total.index_add_(0, owners, nats.sum(1).cpu())
+    finally:
+        model.train(was_training)
+    return total
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured.
+
+    The load figures are over all scored tokens, one window; None without experts. Built in chapter 5.
+    """
+
+    nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    stories: int
+    tokens: int
+    bytes: int
+    load_cv: float | None = None
+    load_cv_floor: float | None = None
+    load_max_violation: float | None = None
+    dead_experts: int | None = None
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON. Built in chapter 5."""
+        return asdict(self)
+
+
+def evaluate(
+    model: LanguageModel, tokenizer: Tokenizer, stories: Iterable[str], context: int | None = None
+) -> Evaluation:
+    """Scores each story alone from its start token, the end token not scored.
+
+    DataError without stories. Built in chapter 5.
+    """
+    texts = [text for text in stories if text]
+    if not texts:
+        raise DataError("there is no story to evaluate")
+    documents = [[tokenizer.eot, *ids] for ids in tokenizer.encode_batch(texts)]
+    load = _LoadCounter(model)
+    with load:
+        nats = document_nats(model, documents, context).sum().item()
+    tokens, n_bytes = sum(map(len, documents)) - len(documents), sum(len(text.encode()) for text in texts)
+    figures = dict(stories=len(texts), tokens=tokens, bytes=n_bytes)
+    per_token = nats / tokens
+    return Evaluation(per_token, math.exp(per_token), bits_per_byte(nats, n_bytes), **figures, **load.figures())
+
+
+class _LoadCounter:
+    """Sums the counts of every router over the forward passes made inside the block."""
+
+    def __init__(self, model: LanguageModel):
+        self.model, self.counts, self.hook = model, None, None
+
+    def __enter__(self):
+        def add(module, inputs, output):
+            if self.model.routing():
+                new = torch.stack([routing.counts for routing in self.model.routing()]).cpu()
+                self.counts = new if self.counts is None else self.counts + new
+
+        self.hook = self.model.register_forward_hook(add)
+        return self
+
+    def __exit__(self, *error):
+        self.hook.remove()
+
+    def figures(self) -> dict:
+        if self.counts is None:
+            return {}
+        config = self.model.config
+        tokens = int(self.counts[0].sum()) // config.top_k
+        return dict(
+            load_cv=float(np.mean([coefficient_of_variation(layer) for layer in self.counts])),
+            load_cv_floor=noise_floor(config.n_experts, config.top_k, tokens),
+            load_max_violation=max(max_violation(layer) for layer in self.counts),
+            dead_experts=sum(dead_experts(layer) for layer in self.counts),
+        )
+
+
+def shuffle_sentences(text: str, seed: int = 0) -> str:
+    """The same sentences in another order: what a model loses on it is what it knew of the order. Built in chapter 1.
+
+    A sentence ends with . ! or ? and a closing quote, if there is one; line breaks stay where they were, counted in
+    sentences.
+    """
+    pieces = re.split(r"(?<=[.!?])(\s+)(?=[\"A-Z])|(?<=[.!?]\")(\s+)", text)
+    sentences, gaps = pieces[::3], [a or b for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
+    order = np.random.default_rng(seed).permutation(len(sentences))
+    shuffled = [sentences[i] for i in order]
+    return "".join(s + g for s, g in zip(shuffled, [*gaps, ""], strict=True))
+
+
+def agreement_accuracy(
+    model: LanguageModel, tokenizer: Tokenizer, stories: Sequence[Story], context: int | None = None
+) -> dict[str, float]:
+    """Share of marked words that the model finds likelier than their distractor, for each kind, and "all". Built in
+    chapter 5.
+
+    A word counts with what stands before it and the one character behind it, so that "Tom" does not win as the start of
+    "Tommy".
+    """
+    pairs, kinds = [], []
+    for story in stories:
+        for mark in story.agreements:
+            before, after = story.text[: mark.start], story.text[mark.end : mark.end + 1]
+            right, wrong = (before + word + after for word in (story.text[mark.start : mark.end], mark.distractor))
+            pairs += [right, wrong]
+            kinds.append(mark.kind)
+    documents = [[tokenizer.eot, *ids] for ids in tokenizer.encode_batch(pairs)]
+    right, wrong = document_nats(model, documents, context).view(-1, 2).unbind(1)
+    won = (right < wrong).double().numpy()
+    kinds = np.array(kinds)
+    return {kind: float(won[kinds == kind].mean()) for kind in sorted(set(kinds))} | {"all": float(won.mean())}

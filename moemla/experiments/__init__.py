@@ -1,0 +1,2 @@
+"""The paper's experiments: measured results (`results`), the ledger of its numbers (`claims`), and one
+module a table."""

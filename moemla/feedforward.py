@@ -1,0 +1,41 @@
+"""The dense feed-forward layer.
+
+The shared experts are one of these too: S experts that always run are one that is S times as wide.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def activate(z: Float[Tensor, "*n f_in"], activation: str = "gelu") -> Float[Tensor, "*n f"]:
+    """GELU (the exact one) of z, or SwiGLU: silu(first half) * second half of a z that is 2F wide.
+
+    Built in chapter 5.
+    """
+    if activation == "gelu":
+        return F.gelu(z)
+    if activation == "swiglu":
+        gate, value = z.chunk(2, dim=-1)
+        return F.silu(gate) * value
+    raise ValueError(f"activation={activation!r}: choose 'gelu' or 'swiglu'")
+
+
+def width_in(d_ff: int, activation: str) -> int:
+    """Columns of the first matrix: F for GELU, 2F for SwiGLU. Built in chapter 5."""
+    return 2 * d_ff if activation == "swiglu" else d_ff
+
+
+class FeedForward(nn.Module):
+    """down(activate(up(x))): (..., D) -> (..., F) -> (..., D). Built in chapter 5; as shared experts in chapter 7."""
+
+    def __init__(
+        self, *, d_model: int, d_ff: int, activation: str = "gelu", bias: bool = True, device=None, dtype=None
+    ):
+        super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(d_model, width_in(d_ff, activation), bias=bias, device=device, dtype=dtype)
+        self.down = nn.Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        return self.down(activate(self.up(x), self.activation))

@@ -1,0 +1,117 @@
+"""Sampling: one token after another, with a cache or without; the same tokens either way."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moemla.model import LanguageModel
+
+
+def filter_logits(
+    logits: Float[Tensor, "b v"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "b v"]:
+    """Log-probabilities (B, V) to sample from, in float64. Built in chapter 5.
+
+    Divided by the temperature; then all but the `top_k` likeliest are ruled out, then all but the smallest set that
+    holds `top_p` of the probability. ValueError for a temperature that is not above 0, top_k below 1 or top_p outside
+    (0, 1].
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
+    logits = logits.double() / temperature
+    if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k!r}: must be at least 1")
+        least = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
+        ordered, order = logits.softmax(-1).sort(descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already suffices
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def _draw(logits, temperature, top_k, top_p, generators) -> Int[Tensor, "b"]:
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = filter_logits(logits, temperature, top_k, top_p).exp().cpu()
+    drawn = [
+        torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return torch.cat(drawn).to(logits.device)
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    tokens: Int[Tensor, "b t"] | Sequence[Int[Tensor, "_"]],
+    max_new_tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    stop: int | None = None,
+    on_token: Callable[[list[int | None]], None] | None = None,
+) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
+    """Continues prompts: a tensor (B, T) or a list of 1-D prompts of any lengths; returns prompt and continuation, of
+    the same kind.
+
+    temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b, so a story does not depend on its
+    neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is called at each step
+    with a token for each row, None for a row that has ended. Generation ends early at max_seq_len. ValueError for an
+    empty prompt, one with no room left, or a token outside the vocabulary. Built in chapter 5.
+    """
+    prompts = list(tokens)
+    given_tensor = isinstance(tokens, Tensor)
+    if not prompts or any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
+    if max_new_tokens < 0 or temperature < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}, temperature={temperature!r}: must be 0 or more")
+    vocab = model.config.vocab_size
+    if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
+        raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
+    device = model.embedding.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest, limit = int(lengths.max()), model.config.max_seq_len
+    if longest > limit:
+        raise ValueError(f"tokens: a prompt of {longest} tokens is longer than max_seq_len={limit}")
+    steps = min(max_new_tokens, limit - longest)
+    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    rows = torch.arange(len(prompts), device=device)
+    # One matrix holds all: row b's tokens stand at 0 .. lengths[b] - 1, whatever stands behind them is not looked at.
+    text = torch.zeros(len(prompts), longest + steps, dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        text[row, : len(prompt)] = prompt.to(device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    was_training = model.training
+    model.eval()
+    try:
+        cache = model.new_cache(len(prompts), longest + steps) if use_cache and steps else None
+        ends = lengths.clone()
+        for step in range(steps):
+            last = (lengths - 1).to(device)
+            if cache is None:
+                logits = model(text[:, : int(lengths.max())], lengths=lengths)[rows, last]
+            elif step == 0:
+                logits = model(text[:, :longest], cache=cache, lengths=lengths)[rows, last]
+            else:
+                logits = model(text[rows, last][:, None], cache=cache)[:, -1]
+            drawn = _draw(logits, temperature, top_k, top_p, generators)
+            text[rows, last + 1] = drawn
+            lengths = lengths + 1
+            ends = torch.where(ended, ends, lengths)
+            if on_token is not None:
+                on_token([None if over else token for token, over in zip(drawn.tolist(), ended.tolist(), strict=True)])
+            if stop is not None:
+                ended |= drawn.cpu() == stop
+                if bool(ended.all()):
+                    break
+    finally:
+        model.train(was_training)
+    out = [row[:end] for row, end in zip(text, ends.tolist(), strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out

@@ -1,0 +1,166 @@
+"""Attention through a latent: keys and values are rebuilt from R numbers a token, and only those are kept.
+
+Two forms. The paper's (`MultiHeadLatentAttention`) has one latent for K and one for V, shared by the heads, and turns
+the rebuilt keys: the turn stands between query and W^Kr, so K has to be rebuilt at every step; V does not (sum the
+latents first, then W^Vr). DeepSeek-V2's (`DecoupledLatentAttention`) has one latent for both and a small rotated key
+beside it, so that neither is rebuilt.
+"""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moemla.attention import attend
+from moemla.cache import HybridCache, LayerCache
+from moemla.rope import RotaryEmbedding
+
+
+def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj: nn.Linear) -> Float[Tensor, "b t d"]:
+    """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O. Built in chapter 3.
+
+    Exact because attention weights sum to one, so that v_up's bias passes through; wrong under dropout of the weights.
+    """
+    weight = rearrange(v_up.weight, "(h k) r -> h k r", h=context.shape[1])
+    value = einsum(context, weight, "b h t r, h k r -> b t h k")
+    value = rearrange(value, "b t h k -> b t (h k)")
+    return out_proj(value if v_up.bias is None else value + v_up.bias)
+
+
+def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
+    """Whether to absorb: as asked, else for a single new token.
+
+    ValueError for training with dropout. Built in chapter 3.
+    """
+    lossy = module.training and module.dropout > 0
+    if absorb and lossy:
+        raise ValueError(
+            "absorb=True: dropout on attention weights makes the absorbed form wrong; use eval() or dropout=0"
+        )
+    return (steps == 1 and not lossy) if absorb is None else absorb
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """The paper's latent attention with rotary positions, (B, T, D) -> (B, T, D): eqs. 13-14. Built in chapter 3; RoPE
+    in chapter 4.
+
+    K_h = RoPE((x W^Kc) W^Kr_h), V_h = (x W^Vc) W^Vr_h; W^Kc and W^Vc are D x R and shared by the heads. With a layer of
+    a `LatentCache` 2 R numbers a token are kept, with one of a `HybridCache` the rotated keys and the V latent.
+    `absorb` says whether cached V is used without being rebuilt (default: for a single new token).
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        latent_dim: int,
+        d_head: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        rope: RotaryEmbedding | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        d_head = d_model // n_heads if d_head is None else d_head
+        self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
+        how = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, **how)
+        self.k_down = nn.Linear(d_model, latent_dim, **how)
+        self.k_up = nn.Linear(latent_dim, n_heads * d_head, **how)
+        self.v_down = nn.Linear(d_model, latent_dim, **how)
+        self.v_up = nn.Linear(latent_dim, n_heads * d_head, **how)
+        self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
+
+    def _heads(self, x: Float[Tensor, "b t hk"]) -> Float[Tensor, "b h t k"]:
+        return rearrange(x, "b t (h k) -> b h t k", h=self.n_heads)
+
+    def _rotate(self, x: Float[Tensor, "b h t k"], positions=None) -> Float[Tensor, "b h t k"]:
+        return x if self.rope is None else self.rope(x, positions)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
+    ) -> Float[Tensor, "b t d"]:
+        steps, mask = x.shape[1], None
+        k_latent, v_latent = self.k_down(x), self.v_down(x)  # C^K, C^V (B, T, R), eq. 13
+        positions = None if cache is None else cache.positions(steps, x.device)
+        q = self._rotate(self._heads(self.q_proj(x)), positions)
+        if cache is None:
+            k = self._rotate(self._heads(self.k_up(k_latent)))
+        else:
+            mask = cache.mask(steps, x.device)
+            if isinstance(cache.cache, HybridCache):
+                k = self._rotate(self._heads(self.k_up(k_latent)), positions)
+                k, v_latent = cache.append(k, v_latent.unsqueeze(1))
+            else:
+                k_latent, v_latent = cache.append(k_latent.unsqueeze(1), v_latent.unsqueeze(1))
+                k = self._rotate(self._heads(self.k_up(k_latent.squeeze(1))))  # slot s holds position s
+            v_latent = v_latent.squeeze(1)
+        if cache is not None and use_absorbed(absorb, steps, self):
+            shared = v_latent.unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+            return absorbed_output(attend(q, k, shared, mask), self.v_up, self.out_proj)
+        out = attend(q, k, self._heads(self.v_up(v_latent)), mask, self.dropout if self.training else 0.0)
+        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))
+
+
+class DecoupledLatentAttention(nn.Module):
+    """DeepSeek-V2's latent attention (arXiv 2405.04434, 2.1), (B, T, D) -> (B, T, D). Built in chapter 4.
+
+    One latent c = RMSNorm(x W^DKV) of width R gives K and V; each head's key is [c W^UK_h ; k_rope] with one rotated
+    k_rope of width d_rope for all heads, and its query [q_nope ; q_rope]. Softmax scale (d_nope + d_rope)^-1/2. A
+    `JointLatentCache` layer keeps R + d_rope numbers a token. Absorbed: the query goes to the latent's space, q_nope
+    W^UK_h^T, and no key is ever rebuilt; k_up's bias then adds one number to all of a query's scores, which softmax
+    does not see.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        latent_dim: int,
+        d_nope: int,
+        d_value: int,
+        rope: RotaryEmbedding,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
+        self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim
+        self.scale = (d_nope + rope.width) ** -0.5
+        how = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(d_model, n_heads * (d_nope + rope.width), **how)
+        self.kv_down = nn.Linear(d_model, latent_dim + rope.width, **how)
+        self.kv_norm = nn.RMSNorm(latent_dim, eps=1e-6, device=device, dtype=dtype)
+        self.k_up = nn.Linear(latent_dim, n_heads * d_nope, **how)
+        self.v_up = nn.Linear(latent_dim, n_heads * d_value, **how)
+        self.out_proj = nn.Linear(n_heads * d_value, d_model, **how)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
+    ) -> Float[Tensor, "b t d"]:
+        steps, mask = x.shape[1], None
+        positions = None if cache is None else cache.positions(steps, x.device)
+        q = rearrange(self.q_proj(x), "b t (h k) -> b h t k", h=self.n_heads)
+        q_nope, q_rope = q.split((self.d_nope, self.d_rope), dim=-1)
+        q_rope = self.rope(q_rope, positions)
+        latent, k_rope = self.kv_down(x).split((self.latent_dim, self.d_rope), dim=-1)
+        latent, k_rope = self.kv_norm(latent).unsqueeze(1), self.rope(k_rope.unsqueeze(1), positions)
+        if cache is not None:
+            mask = cache.mask(steps, x.device)
+            latent, k_rope = cache.append(latent, k_rope)  # (B, 1, S, R), (B, 1, S, d_rope)
+        if cache is not None and use_absorbed(absorb, steps, self):
+            weight = rearrange(self.k_up.weight, "(h k) r -> h k r", h=self.n_heads)
+            q = torch.cat((einsum(q_nope, weight, "b h t k, h k r -> b h t r"), q_rope), dim=-1)
+            context = attend(q, torch.cat((latent, k_rope), dim=-1), latent, mask, scale=self.scale)
+            return absorbed_output(context, self.v_up, self.out_proj)
+        k_nope = rearrange(self.k_up(latent.squeeze(1)), "b s (h k) -> b h s k", h=self.n_heads)
+        v = rearrange(self.v_up(latent.squeeze(1)), "b s (h k) -> b h s k", h=self.n_heads)
+        k = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        out = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.scale)
+        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))

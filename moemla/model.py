@@ -1,0 +1,201 @@
+"""The language model: pre-norm blocks of attention and feed-forward (eqs.
+
+11-12) between a token table and its transpose.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from moemla.attention import MultiHeadAttention
+from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
+from moemla.config import ModelConfig
+from moemla.feedforward import FeedForward
+from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
+from moemla.losses import linear_cross_entropy
+from moemla.moe import MixtureOfExperts
+from moemla.rope import RotaryEmbedding
+from moemla.routing import Routing
+
+INIT_STD = 0.02  # GPT-2's
+
+
+def _norm(config: ModelConfig, like: dict) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, eps=1e-6, **like)
+    return nn.LayerNorm(config.d_model, bias=config.bias, **like)
+
+
+def _attention(config: ModelConfig, rope: RotaryEmbedding | None, like: dict) -> nn.Module:
+    how = dict(
+        d_model=config.d_model, n_heads=config.n_heads, bias=config.bias, dropout=config.dropout, rope=rope, **like
+    )
+    if config.attention == "mha":
+        return MultiHeadAttention(n_kv_heads=config.n_kv_heads, d_head=config.d_head, **how)
+    if config.attention == "mla":
+        return MultiHeadLatentAttention(latent_dim=config.latent_dim, d_head=config.d_head, **how)
+    return DecoupledLatentAttention(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value, **how)
+
+
+def _feedforward(config: ModelConfig, like: dict) -> nn.Module:
+    if config.ffn == "dense":
+        return FeedForward(
+            d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **like
+        )
+    return MixtureOfExperts(
+        d_model=config.d_model,
+        n_experts=config.n_experts,
+        n_shared=config.n_shared,
+        top_k=config.top_k,
+        d_expert=config.d_expert,
+        scores=config.scores,
+        bias_in_gate=config.bias_in_gate,
+        renormalise=config.renormalise,
+        routed_scale=config.routed_scale,
+        activation=config.activation,
+        backend=config.backend,
+        **like,
+    )
+
+
+class Block(nn.Module):
+    """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D): eqs.
+
+    11-12. Built in chapter 5.
+    """
+
+    def __init__(self, config: ModelConfig, rope: RotaryEmbedding | None = None, device=None, dtype=None):
+        super().__init__()
+        like = dict(device=device, dtype=dtype)
+        self.norm1, self.norm2 = _norm(config, like), _norm(config, like)
+        self.attention = _attention(config, rope, like)
+        self.feedforward = _feedforward(config, like)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, valid: Bool[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        x = x + self.attention(self.norm1(x), cache)
+        normed = self.norm2(x)
+        routed = isinstance(self.feedforward, MixtureOfExperts)
+        return x + self.dropout(self.feedforward(normed, valid) if routed else self.feedforward(normed))
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only language model built from a `ModelConfig`. Built in chapter 5; with experts in chapter 9.
+
+    model(tokens) gives logits (B, T, V); model(tokens, targets) the mean nats per target. `dtype` float32 (default),
+    float64 or bfloat16; router, balancing bias and rotary tables stay float32 or wider.
+    """
+
+    def __init__(self, config: ModelConfig, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        like = dict(device=device, dtype=dtype)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model, **like)
+        learned = config.positions == "learned"
+        self.position = nn.Embedding(config.max_seq_len, config.d_model, **like) if learned else None
+        self.rope = None
+        if config.positions == "rope":
+            width = config.d_rope if config.attention == "mla-decoupled" else config.d_head
+            self.rope = RotaryEmbedding(width, config.max_seq_len, config.rope_theta, config.rope_layout, **like)
+        self.blocks = nn.ModuleList(Block(config, self.rope, **like) for _ in range(config.n_layers))
+        self.norm = _norm(config, like)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, **like)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """GPT-2's: normal, std 0.02; matrices that write to the residual stream smaller by sqrt(2 L), there being 2 L
+        of them.
+        """
+        residual = INIT_STD / (2 * self.config.n_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out_proj.weight", "down.weight", "w_out")) and "_down" not in name:
+                nn.init.normal_(parameter, std=residual)
+            elif parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=INIT_STD)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        targets: Int[Tensor, "b t"] | None = None,
+        *,
+        cache: Cache | None = None,
+        lengths: Int[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b t v"] | Float[Tensor, ""]:
+        """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) the mean nats over those that are not negative.
+
+        cache: from `new_cache`; the tokens are appended to it. lengths (B,): row b holds lengths[b] tokens, the rest is
+        padding on the right, which takes no expert, no count and no loss. ValueError past max_seq_len.
+        """
+        steps = tokens.shape[1]
+        held = 0 if cache is None else cache.length
+        if held + steps > self.config.max_seq_len:
+            raise ValueError(f"{held + steps} tokens are more than max_seq_len={self.config.max_seq_len}")
+        valid = None
+        if lengths is not None:
+            valid = torch.arange(steps, device=tokens.device) < lengths.to(tokens.device)[:, None]
+        x = self.embedding(tokens)
+        if self.position is not None:
+            where = (
+                torch.arange(steps, device=tokens.device)[None]
+                if cache is None
+                else cache.positions(steps, tokens.device)
+            )
+            x = x + self.position(where)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, None if cache is None else cache[layer], valid)
+        if cache is not None:
+            cache.advance(steps if lengths is None else lengths.tolist())
+        x = self.norm(x)
+        if targets is None:
+            return self.head(x)
+        if valid is not None:
+            targets = targets.masked_fill(~valid, -1)
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+
+    def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
+        """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""
+        c, weight = self.config, self.embedding.weight
+        how = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=max_len or c.max_seq_len)
+        how |= dict(device=weight.device, dtype=dtype or weight.dtype)
+        if c.cache == "kv":
+            return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **how)
+        if c.cache == "latent":
+            return LatentCache(latent_dim=c.latent_dim, **how)
+        if c.cache == "hybrid":
+            return HybridCache(n_heads=c.n_heads, d_head=c.d_head, latent_dim=c.latent_dim, **how)
+        return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **how)
+
+    def routing(self) -> list[Routing]:
+        """For each mixture-of-experts layer, what its router decided in the last forward pass. Built in chapter 6."""
+        layers = [block.feedforward for block in self.blocks]
+        return [
+            layer.router.last
+            for layer in layers
+            if isinstance(layer, MixtureOfExperts) and layer.router.last is not None
+        ]
+
+    def save(self, path: str | os.PathLike, tokenizer=None) -> None:
+        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5."""
+        from safetensors.torch import save_file
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        if self.config.tie_embeddings:
+            del weights["head.weight"]  # the same storage as embedding.weight
+        save_file(weights, folder / "model.safetensors.part")
+        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(folder / "tokenizer.json")

@@ -1,0 +1,56 @@
+"""Mixture of experts: a router, E routed experts of which each token takes A, and S shared ones that every token
+passes (eqs. 1-2).
+"""
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from moemla.experts import Experts
+from moemla.feedforward import FeedForward
+from moemla.routing import Router
+
+
+class MixtureOfExperts(nn.Module):
+    """(B, T, D) -> (B, T, D): routed plus shared experts. Built in chapters 6 and 7; the whole in chapter 9.
+
+    `valid` (B, T) is False at padding, which takes no routed expert and is not counted. `n_shared` experts of width F
+    are one feed-forward of width n_shared F. No bias terms but the balancing bias. `router.last` holds the last
+    routing.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_experts: int,
+        top_k: int,
+        d_expert: int,
+        n_shared: int = 0,
+        scores: str = "sigmoid",
+        bias_in_gate: bool = False,
+        renormalise: bool = True,
+        routed_scale: float = 1.0,
+        activation: str = "gelu",
+        backend: str = "masked",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        like = dict(device=device, dtype=dtype)
+        how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
+        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k, **how, **like)
+        self.experts = Experts(
+            d_model=d_model, n_experts=n_experts, d_expert=d_expert, activation=activation, backend=backend, **like
+        )
+        self.shared = None
+        if n_shared:
+            self.shared = FeedForward(
+                d_model=d_model, d_ff=n_shared * d_expert, activation=activation, bias=False, **like
+            )
+
+    def forward(self, x: Float[Tensor, "b t d"], valid: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t d"]:
+        routing = self.router(x, valid)
+        routed = self.experts(rearrange(x, "b t d -> (b t) d"), routing.index, routing.gate)
+        out = rearrange(routed, "(b t) d -> b t d", b=x.shape[0])
+        return out if self.shared is None else out + self.shared(x)

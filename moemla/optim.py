@@ -1,0 +1,120 @@
+"""Optimizers: Muon for the matrices of the blocks, AdamW for the rest; and the learning rate's course.
+
+Muon (Jordan 2024) replaces a matrix's momentum by the nearest matrix with all singular values equal. Each expert is a
+matrix of its own. The step is scaled by 0.2 sqrt(max(rows, columns)), so that its root mean square is that of an AdamW
+step and one rate serves both (Liu et al. 2025, arXiv 2502.16982).
+"""
+
+import math
+from collections import defaultdict
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# The quintic a x + b x^3 + c x^5, iterated five times, brings singular values from (0, 1] to about [0.7, 1.2] (Jordan
+# 2024).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Float[Tensor, "n rows columns"], steps: int = 5) -> Float[Tensor, "n rows columns"]:
+    """Each matrix with its singular values brought near one, by Newton-Schulz steps on all of them at once.
+
+    Built in chapter 5.
+    """
+    a, b, c = NEWTON_SCHULZ
+    x = matrices
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT  # the Gram matrix of the shorter side
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for parameters of 2 dimensions (a matrix) or 3 (a stack of matrices).
+
+    Built in chapter 5.
+    """
+
+    def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update of every parameter that has a gradient. ValueError for a parameter that is no matrix."""
+        for group in self.param_groups:
+            alike = defaultdict(list)  # matrices of one shape are treated together
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.dim() not in (2, 3):
+                    raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
+                alike[(parameter.shape[-2:], parameter.dtype)].append(parameter)
+            for (shape, _), parameters in alike.items():
+                updates = []
+                for parameter in parameters:
+                    state = self.state[parameter]
+                    if not state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                    update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
+                    updates.append(update.reshape(-1, *shape))
+                stacked = orthogonalise(torch.cat(updates))
+                scale = 0.2 * math.sqrt(max(shape))
+                for parameter, update in zip(parameters, stacked.split([len(u) for u in updates]), strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> tuple[list[nn.Parameter], list[dict]]:
+    """(matrices of the blocks, AdamW groups for the rest). Built in chapter 5.
+
+    The rest: token and position tables, head, routers (weight decay as given), norms and biases (no weight decay).
+    """
+    matrices, decayed, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() < 2:
+            plain.append(parameter)
+        elif name.startswith("blocks.") and ".router." not in name:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    rest = [dict(params=decayed, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+    return matrices, [group for group in rest if group["params"]]
+
+
+def make_optimizers(
+    model: nn.Module,
+    optimizer: str = "muon",
+    lr: float = 1e-3,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> list[torch.optim.Optimizer]:
+    """["muon": Muon for the blocks' matrices and AdamW for the rest] or ["adamw": AdamW for all].
+
+    Built in chapter 5.
+    """
+    matrices, rest = parameter_groups(model, weight_decay)
+    if optimizer == "adamw":
+        groups = [dict(params=matrices, weight_decay=weight_decay), *rest]
+        return [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+    if optimizer == "muon":
+        adam = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
+        return [Muon(matrices, lr=lr, weight_decay=weight_decay), adam]
+    raise ValueError(f"optimizer={optimizer!r}: choose 'muon' or 'adamw'")
+
+
+def learning_rate(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
+    """Linear from 0 over `warmup` steps, then half a cosine from lr to min_lr at `steps` (section 3.3).
+
+    Built in chapter 5.
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,74 @@
+"""Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
+    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4."""
+    if width < 2 or width % 2:
+        raise ValueError(f"width={width}: RoPE turns pairs of dimensions, the width must be even and at least 2")
+    return theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
+
+
+def apply_rope(
+    x: Float[Tensor, "b h t k"], cos: Float[Tensor, "c t half"], sin: Float[Tensor, "c t half"], layout: str = "halves"
+) -> Float[Tensor, "b h t k"]:
+    """R_{Theta, m} x_m of eq. 9: turns each pair of x by the angle whose cosine and sine are given; the result has x's
+    dtype.
+
+    x (B, H, T, K); cos and sin (B or 1, T, K/2). layout "halves" pairs dimension i with i + K/2, "interleaved" 2i with
+    2i + 1; the two differ by a fixed permutation of the dimensions, so weights made for one are wrong for the other.
+    Built in chapter 4.
+    """
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if layout == "halves":
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    elif layout == "interleaved":
+        first, second = x[..., 0::2], x[..., 1::2]
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+    else:
+        raise ValueError(f"layout={layout!r}: choose 'halves' or 'interleaved'")
+    return turned.to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer. Built in chapter 4.
+
+    The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
+    are computed again when the module moves, and are no part of a checkpoint.
+    """
+
+    def __init__(
+        self, width: int, max_seq_len: int, theta: float = 10000.0, layout: str = "halves", device=None, dtype=None
+    ):
+        super().__init__()
+        self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
+        self._fill(device, dtype)
+
+    def _fill(self, device, dtype) -> None:
+        angles = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu").outer(
+            frequencies(self.width, self.theta)
+        )
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        device = torch.get_default_device() if device is None else device
+        self.register_buffer("cos", angles.cos().to(dtype).to(device), persistent=False)
+        self.register_buffer("sin", angles.sin().to(dtype).to(device), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._fill(self.cos.device, self.cos.dtype)
+        return self
+
+    def forward(
+        self, x: Float[Tensor, "b h t k"], positions: Int[Tensor, "c t"] | None = None
+    ) -> Float[Tensor, "b h t k"]:
+        """Turns x (B, H, T, K) by its positions ((B or 1, T); default 0 .. T-1). ValueError past max_seq_len."""
+        if positions is not None:
+            return apply_rope(x, self.cos[positions], self.sin[positions], self.layout)
+        steps = x.shape[2]
+        if steps > self.max_seq_len:
+            raise ValueError(f"{steps} positions are more than max_seq_len={self.max_seq_len}")
+        return apply_rope(x, self.cos[None, :steps], self.sin[None, :steps], self.layout)

@@ -1,0 +1,129 @@
+"""The router: a score for each expert, the chosen k, their gates, and how many tokens each expert got.
+
+Two scores decide two things. The *biased* score picks the experts; the *plain* score weighs them. Algorithm 1 of the
+paper uses the biased one for both (`bias_in_gate=True`); Wang et al. (arXiv 2408.15664), from whom the bias comes, keep
+it out of the gate.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass
+class Routing:
+    """What the router decided for N tokens. Built in chapter 6.
+
+    index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
+    for auxiliary losses and for looking at; logits (N, E); counts (E,): tokens for each expert, padding left out.
+    """
+
+    index: Int[Tensor, "n a"]
+    gate: Float[Tensor, "n a"]
+    probabilities: Float[Tensor, "n e"]
+    logits: Float[Tensor, "n e"]
+    counts: Int[Tensor, "e"]
+    valid: Bool[Tensor, "n"] | None = None
+
+
+def route(
+    logits: Float[Tensor, "n e"],
+    bias: Float[Tensor, "e"],
+    top_k: int,
+    *,
+    scores: str = "sigmoid",
+    bias_in_gate: bool = False,
+    renormalise: bool = True,
+    routed_scale: float = 1.0,
+    valid: Bool[Tensor, "n"] | None = None,
+) -> Routing:
+    """Top-k routing with a balancing bias (eqs. 1-2, Algorithm 1 lines 3-4). Built in chapter 6; the bias in chapter 8.
+
+    With sigmoid scores the bias is added to the score, as in arXiv 2408.15664; with softmax to the logit, as in
+    Algorithm 1. Rows where `valid` (N,) is False are padding: gate 0, not counted. ValueError if top_k is larger than
+    E.
+    """
+    n_experts = logits.shape[-1]
+    if not 1 <= top_k <= n_experts:
+        raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
+    if bias_in_gate:
+        plain = _score(logits + bias, scores)
+        biased = plain
+    else:
+        plain = _score(logits, scores)
+        biased = plain + bias if scores == "sigmoid" else logits + bias
+    index = biased.detach().topk(top_k, dim=-1).indices  # the choice itself has no gradient
+    gate = plain.gather(-1, index)
+    if renormalise:
+        gate = gate / gate.sum(-1, keepdim=True).clamp(min=torch.finfo(gate.dtype).tiny)
+    gate = gate * routed_scale
+    one = torch.ones_like(index)
+    if valid is not None:
+        gate = gate * valid[:, None]
+        one = one * valid[:, None]
+    counts = torch.zeros(n_experts, dtype=torch.int64, device=logits.device)
+    counts = counts.scatter_add(0, index.flatten(), one.flatten())
+    return Routing(index, gate, plain, logits, counts, valid)
+
+
+def _score(logits: Tensor, scores: str) -> Tensor:
+    if scores == "sigmoid":
+        return logits.sigmoid()
+    if scores == "softmax":
+        return logits.softmax(-1)
+    raise ValueError(f"scores={scores!r}: choose 'sigmoid' or 'softmax'")
+
+
+class Router(nn.Module):
+    """W_g and the balancing bias b: (N, D) -> Routing. Built in chapter 6.
+
+    Both are float32 whatever the rest of the model is (float64 in a float64 model): near 4 a 16-bit float has steps of
+    0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer: no gradient, but part of every
+    checkpoint. `load` sums the counts of training passes until a balancer takes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_experts: int,
+        top_k: int,
+        scores: str = "sigmoid",
+        bias_in_gate: bool = False,
+        renormalise: bool = True,
+        routed_scale: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.top_k = top_k
+        self.how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
+        self.weight = nn.Parameter(torch.empty(n_experts, d_model, device=device, dtype=dtype))
+        nn.init.normal_(self.weight, std=0.02)
+        self.register_buffer("bias", torch.zeros(n_experts, device=device, dtype=dtype))
+        self.register_buffer("load", torch.zeros(n_experts, device=device, dtype=torch.int64), persistent=False)
+        self.last: Routing | None = None
+
+    def _apply(self, fn, recurse=True):
+        def keep_precision(tensor):
+            moved = fn(tensor)
+            narrow = moved.is_floating_point() and moved.element_size() < 4
+            return tensor.to(moved.device) if narrow else moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
+        flat = rearrange(x, "... d -> (...) d")
+        with torch.autocast(x.device.type, enabled=False):
+            logits = flat.to(self.weight.dtype) @ self.weight.T
+        valid = None if valid is None else valid.flatten()
+        self.last = route(logits, self.bias, self.top_k, valid=valid, **self.how)
+        # A pass that activation checkpointing repeats inside backward has been counted already.
+        repeated = torch._C._current_graph_task_id() != -1
+        if self.training and not repeated:
+            self.load += self.last.counts
+        return self.last

@@ -1,0 +1,574 @@
+"""What the built-in stories are about: names, animals, things, places, food, and how they go together.
+
+Notable: facts come in rows (a kite is flown and tears; an otter swims, lives in a den and has paws), so that what a
+story says of a thing early decides what it can say late. `choose` fills a slot the first time a story needs it;
+`character` makes a hero, a friend, a grown-up or a stranger. Built in chapter 1.
+"""
+
+from __future__ import annotations
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.replace("\n", " ").split(",") if part.strip())
+
+
+def _rows(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(cell.strip() for cell in line.split("|")) for line in text.strip().splitlines())
+
+
+BOYS = _words("""Aaron, Adam, Albert, Alfie, Andy, Anton, Arlo, Arthur, Ben, Boris, Bruno, Caleb, Carl, Colin, Dan, David,
+Dexter, Diego, Edgar, Eli, Emil, Eric, Ethan, Felix, Finn, Fred, George, Gus, Hans, Harry, Hugo, Ian, Ivan, Jack,
+Jacob, Jasper, Jim, Joel, Jonas, Josh, Karim, Kevin, Leo, Liam, Louis, Lucas, Marco, Martin, Mateo, Milo, Nathan, Ned,
+Nils, Noah, Oliver, Omar, Oscar, Owen, Paul, Pedro, Peter, Philip, Ravi, Robert, Ruben, Sam, Simon, Stefan, Theo, Tim,
+Toby, Tom, Victor, Walter, Yusuf""")
+GIRLS = _words("""Abby, Ada, Alice, Amara, Amy, Anna, Astrid, Beth, Bella, Carla, Carmen, Cleo, Clara, Daisy, Dora, Edith,
+Eliza, Ella, Elsa, Emma, Erin, Esther, Eva, Fatima, Fiona, Freya, Gina, Grace, Greta, Hannah, Heidi, Helen, Ida, Ines,
+Iris, Jane, Jenny, Judy, Julia, Kate, Kira, Lara, Laura, Leila, Lena, Lily, Lola, Lucy, Mara, Maria, Martha, Maya, Mia,
+Mina, Molly, Nadia, Nell, Nina, Nora, Olga, Olive, Paula, Penny, Polly, Priya, Rita, Rosie, Ruby, Sally, Sara, Sofia,
+Stella, Susan, Tara, Tess, Vera, Wendy, Yara, Zoe""")
+HE_ANIMALS = _words("""Acorn, Bandit, Barley, Basil, Biscuit, Boulder, Bramble, Buster, Chestnut, Clover, Comet, Dusty,
+Flint, Fuzz, Ginger, Gizmo, Jumper, Max, Moss, Mud, Nibbles, Nutmeg, Oakley, Patch, Pepper, Pickle, Pip, Pogo, Reed,
+Ripple, Rocky, Rusty, Scout, Smoky, Sprout, Thistle, Tumble, Twig, Waffle, Whisker""")
+SHE_ANIMALS = _words("""Amber, Apple, Berry, Birdie, Blossom, Bluebell, Butter, Button, Cherry, Cinnamon, Cocoa, Coral,
+Dahlia, Dewdrop, Fern, Flora, Hazel, Heather, Holly, Honey, Ivy, Jewel, Juniper, Lavender, Maple, Marigold, Misty, Muffin,
+Myrtle, Pearl, Petal, Petunia, Pansy, Plum, Poppy, Primrose, Sage, Snowdrop, Starling, Sunny, Tansy, Tulip, Velvet, Violet,
+Willow""")
+AUNTS = _words("""Mom, Mom, Mom, Mom, Grandma, Grandma, Grandma, Aunt Agnes, Aunt Bea, Aunt Carol, Aunt Dolly, Aunt Erica,
+Aunt June, Aunt Linda, Aunt Rosa, Aunt Ruth, Aunt Vicky""")
+UNCLES = _words("""Dad, Dad, Dad, Dad, Grandpa, Grandpa, Grandpa, Uncle Abe, Uncle Bill, Uncle Frank, Uncle Henry, Uncle Joe,
+Uncle Luke, Uncle Ned, Uncle Pablo, Uncle Ralph, Uncle Ted""")
+
+# kind | home | how it goes | gift: what it is good at
+ANIMALS = _rows("""
+    rabbit | burrow under the hedge | hopped | dig
+    hare | nest in the tall grass | bounded | dig
+    fox | den behind the ferns | trotted | dig
+    bear | cave on the hillside | plodded | reach
+    mouse | nest under the roots | scurried | squeeze
+    squirrel | hollow in the old oak | scampered | climb
+    chipmunk | hole in the stone wall | darted | climb
+    hedgehog | bed of dry leaves | shuffled | squeeze
+    badger | sett beneath the hill | lumbered | dig
+    otter | den on the riverbank | bounced | swim
+    beaver | lodge by the dam | waddled | swim
+    mole | tunnel under the meadow | crept | dig
+    raccoon | hollow log | padded | climb
+    skunk | nest under the porch | ambled | dig
+    frog | house among the reeds | leaped | swim
+    turtle | home at the edge of the pond | crawled | swim
+    kitten | basket in the hayloft | pranced | climb
+    puppy | kennel beside the barn | bounded | dig
+    possum | nest in the willow | wobbled | climb
+    porcupine | hollow under the pine | rambled | climb
+    weasel | gap in the rocks | slipped | squeeze
+    newt | house under the bank | wriggled | swim
+    shrew | nest in the moss | dashed | squeeze
+    wolf cub | den below the cliff | loped | reach
+""")
+
+# kind | speaks | is busy with | gives
+HELPERS_KID = _rows("""
+    baker | said | kneading dough | a warm roll
+    farmer | said | feeding the hens | a fresh egg
+    gardener | said | cutting the roses | a yellow rose
+    fisherman | said | mending a net | a silver fishhook
+    mail carrier | said | sorting letters | a pretty stamp
+    librarian | whispered | stacking books | a picture book
+    shopkeeper | said | sweeping the floor | a peppermint stick
+    painter | said | mixing colors | a pot of paint
+    carpenter | said | sawing planks | a wooden block
+    sailor | boomed | coiling a rope | a knotted rope
+    shepherd | said | counting sheep | a ball of wool
+    beekeeper | said | checking the hives | a jar of honey
+    bus driver | said | wiping the windows | a shiny ticket
+    tailor | said | sewing a coat | a spool of thread
+    clockmaker | murmured | winding a clock | a brass wheel
+    miller | said | filling sacks | a bag of flour
+    blacksmith | boomed | hammering iron | an iron nail
+    cook | said | stirring a pot | a slice of toast
+    potter | said | shaping a bowl | a lump of clay
+    florist | said | tying bouquets | a bunch of tulips
+    nurse | said | rolling bandages | a soft bandage
+    firefighter | said | washing the engine | a tin badge
+    grocer | said | weighing apples | a crisp apple
+    milkman | said | loading bottles | a bottle of milk
+    cobbler | said | fixing boots | a strip of leather
+    toymaker | chuckled | carving a duck | a little wheel
+""")
+HELPERS_WILD = _rows("""
+    owl | hooted | smoothing ruffled feathers | a soft feather
+    crow | cawed | building a nest | a bent twig
+    heron | croaked | watching the water | a smooth reed
+    toad | croaked | resting on a stone | a round pebble
+    goose | honked | nibbling grass | a white feather
+    woodpecker | chirped | tapping on a trunk | a chip of bark
+    robin | chirped | pulling up worms | a red berry
+    magpie | chattered | counting shiny things | a glass bead
+    goat | bleated | chewing thistles | a tuft of wool
+    donkey | brayed | carrying hay | a bundle of hay
+    cricket | chirped | tuning a fiddle | a blade of grass
+    deer | murmured | drinking from a brook | a fallen leaf
+    swan | whistled | smoothing the water weeds | a water lily
+    pigeon | cooed | pecking at seeds | a handful of seeds
+    snail | mumbled | climbing a stalk | an empty shell
+    duck | quacked | splashing about | a bit of duckweed
+    sheep | bleated | munching clover | a lock of wool
+    rooster | crowed | scratching the ground | a grain of corn
+    lizard | hissed | lying in the sun | a warm stone
+    bat | squeaked | hanging from a branch | a wild fig
+    bee | buzzed | gathering nectar | a drop of honey
+    stork | clattered | standing on one leg | a long straw
+""")
+
+_COLORS = "red, blue, green, yellow, purple, orange, white, pink"
+_LOOKS = {
+    "c": _words(_COLORS),
+    "w": _words("wooden, painted, carved, old, polished"),
+    "s": _words("soft, woolly, striped, checkered, patched, fluffy"),
+    "m": _words("silver, golden, shiny, copper, tiny"),
+    "p": _words("paper, spotted, striped, bright, crumpled"),
+    "n": _words("little, smooth, brown, gray, pretty, speckled"),
+}
+# thing | looks | to do with it | did | doing | where it may go: T tree, W water, H hole | how it breaks | what mends it
+THINGS = _rows("""
+    kite | c | fly it in the wind | flew it in the wind | flying it | TW | tore down the middle | tape
+    ball | c | bounce it on the path | bounced it on the path | bouncing it | TWH | split at the seam | needle and thread
+    drum | w | beat it with two sticks | beat it with two sticks | beating it | - | got a hole in its skin | patch
+    sailboat | w | sail it in a tub | sailed it in a tub | sailing it | W | lost its mast | glue
+    doll | s | dress it in tiny clothes | dressed it in tiny clothes | dressing it | TWH | lost an arm | needle and thread
+    truck | c | fill it with sand | filled it with sand | filling it | WH | lost a wheel | screwdriver
+    train | w | push it over bridges | pushed it over bridges | pushing it | H | snapped in two | glue
+    hat | s | wear it at play | wore it at play | wearing it | TW | ripped along the brim | needle and thread
+    scarf | s | wrap it around twice | wrapped it around twice | wrapping it around | TW | came apart | yarn
+    umbrella | c | spin it in the rain | spun it in the rain | spinning it | TW | bent in half | wire
+    lantern | m | light it at dusk | lit it at dusk | lighting it | H | cracked on one side | glue
+    whistle | m | blow it loudly | blew it loudly | blowing it | WH | broke at the tip | glue
+    flute | w | play tunes on it | played tunes on it | playing it | WH | split at the end | string
+    bell | m | ring it at noon | rang it at noon | ringing it | WH | lost its clapper | wire
+    book | p | read it aloud | read it aloud | reading it | H | lost its cover | tape
+    puzzle | p | put it together | put it together | solving it | H | came apart | glue
+    balloon | c | let it float on a string | let it float on a string | floating it | TW | lost its string | string
+    wagon | c | pull it up the lane | pulled it up the lane | pulling it | WH | lost a wheel | hammer
+    bucket | c | carry water in it | carried water in it | filling it | WH | broke at the handle | wire
+    shovel | w | dig with it | dug with it | digging with it | WH | snapped at the handle | nail
+    basket | n | gather flowers in it | gathered flowers in it | filling it | TW | came undone | straw
+    blanket | s | sit under it | sat under it | sitting under it | TW | ripped at the edge | needle and thread
+    crown | m | rule the yard in it | ruled the yard in it | wearing it | TWH | bent out of shape | hammer
+    cape | s | whirl around in it | whirled around in it | whirling in it | TW | ripped at the hem | needle and thread
+    mask | p | make faces behind it | made faces behind it | hiding behind it | TW | tore at the nose | tape
+    paintbrush | w | paint clouds with it | painted clouds with it | painting with it | WH | lost its bristles | string
+    notebook | c | write secrets in it | wrote secrets in it | writing in it | W | lost its pages | tape
+    marble | m | roll it down the steps | rolled it down the steps | rolling it | H | chipped on the side | glue
+    hoop | c | roll it along the lane | rolled it along the lane | rolling it | TW | bent out of shape | wire
+    jump rope | c | skip with it | skipped with it | skipping with it | TW | frayed in the middle | tape
+    robot | m | make it march | made it march | winding it up | WH | lost a screw | screwdriver
+    puppet | s | make it dance | made it dance | moving it | TW | lost its strings | string
+    music box | w | wind it up at night | wound it up at night | winding it up | - | stopped playing | screwdriver
+    mirror | m | catch sunbeams with it | caught sunbeams with it | tilting it | H | cracked in the corner | glue
+    magnet | n | pick up pins with it | picked up pins with it | testing it | WH | broke in two | glue
+    compass | m | find north with it | found north with it | reading it | WH | lost its needle | screwdriver
+    map | p | plan trips with it | planned trips with it | studying it | TW | tore down the middle | tape
+    telescope | m | look at the moon through it | looked at the moon through it | looking through it | H | came apart | screwdriver
+    clock | w | listen to it tick | listened to it tick | hearing it tick | - | stopped ticking | screwdriver
+    key | m | pretend it opened a castle | pretended it opened a castle | turning it | WH | bent out of shape | hammer
+    coin | m | flip it in the air | flipped it in the air | flipping it | WH | lost its shine | cloth
+    ring | m | watch it sparkle | watched it sparkle | turning it | WH | bent out of shape | hammer
+    necklace | m | wear it on Sundays | wore it on Sundays | wearing it | TWH | came undone | string
+    button | n | spin it on a thread | spun it on a thread | spinning it | H | split in half | glue
+    ribbon | c | twirl it in circles | twirled it in circles | twirling it | TW | ripped in two | needle and thread
+    feather | n | tickle noses with it | tickled noses with it | waving it | TW | bent in half | tape
+    shell | n | hear the sea in it | heard the sea in it | listening to it | WH | chipped on the side | glue
+    pinwheel | p | run with it in the breeze | ran with it in the breeze | blowing on it | TW | lost a wing | pin
+    teapot | m | pour make-believe tea from it | poured make-believe tea from it | pouring from it | - | lost its lid | glue
+    spoon | w | dig tiny wells with it | dug tiny wells with it | digging with it | WH | snapped at the handle | glue
+    pillow | s | build forts with it | built forts with it | plumping it | TW | burst at the seam | needle and thread
+    backpack | c | pack snacks in it | packed snacks in it | packing it | TW | ripped at the strap | needle and thread
+    sled | w | ride it down the slope | rode it down the slope | riding it | WH | cracked underneath | nail
+    scooter | c | ride it round the yard | rode it round the yard | riding it | W | lost a wheel | wrench
+    skateboard | c | roll down the lane on it | rolled down the lane on it | riding it | W | cracked underneath | wrench
+    bow | w | shoot straws with it | shot straws with it | pulling it | TW | lost its string | string
+    camera | n | take pictures with it | took pictures with it | holding it | H | got stuck | screwdriver
+    flag | c | wave it from the gate | waved it from the gate | waving it | TW | ripped along the edge | needle and thread
+    paper plane | c | send it over the fence | sent it over the fence | throwing it | TW | lost a wing | tape
+    snow globe | n | shake it and watch the flakes | shook it and watched the flakes | shaking it | - | came loose | glue
+    fan | p | make a breeze with it | made a breeze with it | waving it | TW | tore along a fold | tape
+    locket | m | open and close it | opened and closed it | opening it | WH | lost its chain | string
+    comb | n | hum through it | hummed through it | humming through it | WH | lost a tooth | glue
+    harmonica | m | play songs on it | played songs on it | playing it | WH | got stuck | screwdriver
+    guitar | w | strum it softly | strummed it softly | strumming it | - | lost a string | wire
+    violin | w | practice songs on it | practiced songs on it | practicing on it | - | lost a string | glue
+    trumpet | m | play marches on it | played marches on it | playing it | WH | bent in the middle | hammer
+    tambourine | c | shake it and sing | shook it and sang | shaking it | TW | split on one side | tape
+    flashlight | c | shine it at the ceiling | shone it at the ceiling | shining it | WH | went dark | screwdriver
+    magnifying glass | n | look at ants through it | looked at ants through it | looking through it | WH | came loose | glue
+    pouch | s | keep treasures in it | kept treasures in it | opening it | TWH | ripped at the bottom | needle and thread
+    rocking horse | w | ride it to far lands | rode it to far lands | riding it | - | lost an ear | glue
+    spinning top | c | make it whirl | made it whirl | spinning it | WH | chipped at the tip | nail
+    toy duck | w | pull it on a string | pulled it on a string | pulling it | W | lost its beak | glue
+    toy castle | w | guard it from dragons | guarded it from dragons | guarding it | - | lost a tower | glue
+    picture frame | w | keep drawings in it | kept drawings in it | dusting it | H | came apart | nail
+    birdhouse | w | watch birds visit it | watched birds visit it | painting it | W | lost its roof | nail
+    butterfly net | c | chase moths with it | chased moths with it | swinging it | TW | got a big hole | needle and thread
+    watering can | c | water the flowers with it | watered the flowers with it | filling it | W | got a leak | patch
+    beach ball | c | toss it up and catch it | tossed it up and caught it | tossing it | TW | got a leak | patch
+""")
+
+# place | "in", "on", "at" or "by" | spots
+PLACES_KID = _rows("""
+    park | in | under the bench, behind the fountain, beside the swings, next to the statue
+    garden | in | under the rosebush, behind the shed, between the bean rows, next to the birdbath
+    beach | on | under the towel, behind the dune, beside the sandcastle, between the rocks
+    playground | on | under the slide, behind the seesaw, beside the sandbox, inside the tunnel
+    library | in | under the desk, behind the tall shelf, beside the globe, between the atlases
+    attic | in | under the old trunk, behind the chimney, beside the dusty piano, inside the hatbox
+    barn | in | under the straw, behind the tractor, beside the milk cans, inside the manger
+    market | at | under the fruit stand, behind the cheese cart, beside the fish barrel, between the flower pots
+    farm | on | under the hay cart, behind the henhouse, beside the trough, near the pigpen
+    pond | at | under the dock, behind the cattails, beside the mossy log, among the lily pads
+    zoo | at | under the map board, behind the ticket booth, beside the monkey house, near the seal pool
+    museum | in | under the dinosaur, behind the marble pillar, beside the mummy case, near the suit of armor
+    bakery | in | under the counter, behind the flour sacks, beside the oven, next to the bread rack
+    toy shop | in | under the dollhouse, behind the game boxes, beside the window display, inside the toy chest
+    train station | at | under the timetable, behind the ticket machine, beside the luggage cart, near the last platform
+    hilltop | on | under the lone pine, behind the big boulder, beside the picnic table, near the windmill
+    orchard | in | under the pear tree, behind the ladder, beside the apple crates, near the beehives
+    kitchen | in | under the sink, behind the stove, beside the bread box, inside the cupboard
+    cellar | in | under the stairs, behind the barrels, beside the potato bin, on the jam shelf
+    garage | in | under the car, behind the paint cans, beside the toolbox, on the workbench
+    schoolyard | in | under the oak, behind the bike rack, beside the flagpole, near the water tap
+    harbor | at | under the nets, behind the fish crates, beside the anchor, near the lighthouse
+    forest | in | under the ferns, behind the fallen trunk, beside the brook, among the mushrooms
+    campsite | at | under the tent, behind the woodpile, beside the fire ring, near the canoe
+    stable | in | under the saddle, behind the hay bales, beside the water bucket, inside the empty stall
+    greenhouse | in | under the tomato table, behind the palm, beside the hose, among the seedlings
+    theater | in | under the front row, behind the curtain, beside the stage, inside the costume box
+    fair | at | under the merry-go-round, behind the popcorn wagon, beside the ring toss, near the big tent
+    castle | at | under the drawbridge, behind the gate, beside the well, near the tower steps
+    classroom | in | under the blackboard, behind the bookcase, beside the fish tank, inside the chalk box
+""")
+PLACES_WILD = _rows("""
+    meadow | in | under the clover, behind the haystack, beside the daisies, near the wooden gate
+    forest | in | under the ferns, behind the fallen trunk, beside the brook, among the mushrooms
+    pond | at | under the willow, behind the cattails, beside the mossy log, among the lily pads
+    stream | by | under the flat stone, behind the little falls, beside the ford, among the pebbles
+    hill | on | under the thorn bush, behind the boulder, beside the sheep track, near the windmill
+    cave | in | under the ledge, behind the tall rock, beside the puddle, near the bat corner
+    berry patch | in | under the brambles, behind the broken wall, beside the stump, among the raspberries
+    old bridge | at | under the arch, behind the railing, beside the signpost, among the nettles
+    marsh | in | under the sedge, behind the reed bank, beside the heron nest, near the sunken boat
+    waterfall | by | under the spray, behind the wet rocks, beside the pool, among the mossy roots
+    clearing | in | under the oak, behind the log pile, beside the fox path, among the bluebells
+    pine grove | in | under the needles, behind the crooked pine, beside the anthill, among the cones
+    valley | in | under the hazel, behind the ruined hut, beside the spring, near the beech row
+    orchard | in | under the pear tree, behind the ladder, beside the apple crates, near the beehives
+    cornfield | in | under the scarecrow, behind the cart, beside the ditch, between the stalks
+    mill | by | under the wheel, behind the sacks, beside the sluice, near the miller's door
+    lake | at | under the jetty, behind the rowboat, beside the rushes, among the driftwood
+    thicket | in | under the holly, behind the blackthorn, beside the badger trail, among the ivy
+    barn | in | under the straw, behind the tractor, beside the milk cans, inside the manger
+    beach | on | under the seaweed, behind the dune, beside the crab pool, between the rocks
+    vineyard | in | under the vines, behind the stone hut, beside the barrels, between the grape rows
+    quarry | in | under the ledge, behind the gravel heap, beside the rusty cart, near the deep pool
+""")
+WATERS = _words("the pond, the stream, the lake, the river, the well, the fountain, the canal, the deep ditch")
+TREES = _words("""in the tall oak, in the old elm, in the pear tree, in the chestnut tree, in the pine, in the poplar, in the birch,
+on the barn roof, in the maple, in the walnut tree, on the church roof, on the high wall, in the gutter, on a lamp post""")
+TOOLS = {
+    "T": _words("a ladder, a long pole, a rake, a fishing rod, a broom, a beanpole, a long stick, a hayfork"),
+    "W": _words("a net, a long hook, a rake, a fishing rod, a sieve on a pole, a mop, a crooked stick, a rope"),
+    "H": _words("a piece of wire, a pair of tongs, a long string, a hook, a bent fork, a thin stick, a straw with gum"),
+}
+HOLES = _words("""a crack in the wall, a hole in the ground, a hollow stump, a gap in the floor, an empty rabbit hole, a drain,
+a deep pit, a narrow pipe, a crack in the rocks""")
+
+DISHES = _rows("""
+    pie | a | cherry, apple, pumpkin, blueberry, peach, rhubarb
+    soup | a pot of | tomato, carrot, onion, pea, mushroom, turnip, leek
+    cake | a | honey, lemon, chocolate, carrot, almond, ginger
+    bread | a loaf of | nut, raisin, banana, corn, rye, pumpkin
+    jam | a jar of | plum, strawberry, blackberry, apricot, cherry, gooseberry
+    pudding | a bowl of | rice, vanilla, chocolate, fig, bread
+    stew | a pot of | bean, potato, lentil, cabbage, barley
+    tart | a | pear, lemon, raspberry, apricot, custard
+    salad | a bowl of | cucumber, beet, bean, melon, potato
+""")
+CROPS = _words("""sunflower, pumpkin, bean, melon, radish, carrot, tomato, pea, turnip, tulip, corn, cabbage, strawberry,
+cucumber, poppy, onion, daisy, beet, lettuce, spinach, marigold, squash""")
+# young | its mother | call | food | shelter
+BABIES = _rows("""
+    duckling | duck | peep | duckweed | the reeds
+    chick | hen | cheep | corn | the henhouse
+    calf | cow | moo | milk | the cowshed
+    lamb | sheep | baa | clover | the sheepfold
+    foal | mare | whinny | oats | the stable
+    piglet | sow | squeal | turnips | the pigsty
+    owlet | owl | screech | moths | the church tower
+    gosling | goose | hiss | grass | the riverbank
+    fawn | doe | bleat | leaves | the deep woods
+    cygnet | swan | whistle | pondweed | the island in the lake
+    squab | pigeon | coo | seeds | the old bell tower
+    goatling | goat | maa | thistles | the stony hill
+    swallow chick | swallow | twitter | flies | the barn roof
+    robin chick | robin | tweet | worms | the hawthorn
+    fox cub | vixen | yip | berries | the sandy bank
+    bat pup | bat | squeak | beetles | the dark cave
+    donkey foal | donkey | bray | hay | the back paddock
+    seal pup | seal | bark | fish | the flat rocks
+    bear cub | mother bear | growl | honey | the high cave
+    crow chick | crow | caw | crumbs | the poplar
+""")
+
+HOBBIES = _words("""drawing pictures, counting clouds, climbing walls, singing songs, telling jokes, collecting stones,
+jumping over puddles, looking at stars, picking flowers, making up rhymes, building dams, watching ants, chasing shadows,
+humming tunes, solving riddles, rolling down hills, hiding in bushes, catching snowflakes, feeding birds, baking mud pies,
+weaving grass, dancing in circles, balancing on logs, whistling melodies, reading maps, asking questions, finding feathers,
+making daisy chains, listening to crickets, throwing acorns, naming beetles, painting stones, planning parties,
+gathering leaves, watching sunsets, carving sticks, playing hide and seek, stacking pebbles, guessing games, splashing about""")
+TRAITS = _words("""curious, cheerful, quiet, clever, gentle, busy, lively, shy, merry, thoughtful, dreamy, friendly, bold,
+patient, playful, bright, stubborn, careful, restless, polite, lucky, sleepy, jolly, eager, brave, kind, messy, noisy""")
+HOUSES = _words("cottage, house, cabin, farmhouse, brick house, wooden house, stone house, red house, white house, blue house")
+LANDS = _words("""near the mill, by the sea, at the edge of the woods, beside the railway, on a windy hill, across from the church,
+at the end of a long lane, behind the bakery, near the harbor, next to the school, by the river, under the chestnut trees,
+above the valley, beside the canal, in the middle of the village, close to the lighthouse, over the shoe shop, by the crossroads""")
+TIMES = _rows("""
+    sunny | the sun was shining | the sky turned pink
+    windy | the wind was blowing | the wind died down
+    cloudy | gray clouds hung low | the clouds drifted off
+    warm | the air was warm | the evening grew cool
+    cold | there was frost on the grass | the stars came out
+    rainy | rain was dripping from the roof | the rain stopped
+    foggy | fog lay over everything | the fog lifted
+    hot | it was very hot | a cool breeze came up
+    misty | mist was rising | the mist was gone
+""")
+DAYS = _words("morning, afternoon, day, Monday, Tuesday, Thursday, Friday, Saturday, Sunday")
+FEARS = _rows("""
+    the dark | it was pitch black | sat alone in the dark | keep a small light in mind | kid wild
+    thunder | thunder rolled across the sky | listened to the thunder | count slowly until the rumble ends | kid wild
+    deep water | the water was cold and deep | stepped into the water | take one small step at a time | kid wild
+    high places | the ground was far below | climbed all the way up | look at the sky and never down | kid wild
+    big dogs | a big dog was barking | stroked the big dog | hold out a flat hand and wait | kid
+    the school stage | rows of faces were staring | stood on the stage | sing to just one friend | kid
+    spiders | a fat spider hung on a thread | carried a spider outside | think of how tiny its heart is | kid
+    the dentist | the chair was tall and cold | sat in the chair | hum a song inside | kid
+    crowds | there was a noisy crowd | walked through the crowd | look for one kind face | kid wild
+    strangers | a stranger was coming near | talked to someone new | begin with a plain hello | kid wild
+    bees | bees were buzzing everywhere | walked past the hive | stand as still as a stone | kid wild
+    the old cellar | the steps creaked and groaned | went down to the cellar | whistle a tune on each step | kid
+    storms | the storm shook the trees | watched the storm go by | breathe as slowly as the tide | kid wild
+    the narrow bridge | the bridge swayed and creaked | crossed the bridge | hold on and look straight ahead | kid wild
+    shadows | long shadows were creeping | waved at the shadows | give each shadow a silly name | kid wild
+    caves | the cave was wet and black | walked into the cave | follow the wall with one side | wild
+""")
+# what is built | of | what is weak | what knocks it down | what makes it strong
+BUILDINGS = _rows("""
+    sandcastle | wet sand | the walls | a wave washed over it | farther from the water | kid
+    treehouse | old planks | the floor | a strong gust shook it | with twice as many nails | kid
+    raft | logs and rope | the knots | the current pulled it apart | with tighter knots | kid wild
+    dam | mud and sticks | the middle | the stream burst through it | with heavy stones below | kid wild
+    hut | branches and leaves | the roof | the wind lifted it off | with clay between the branches | kid wild
+    bridge | flat boards | the legs | it sagged and fell in | with thick posts underneath | kid wild
+    snow fort | packed snow | the corner | the noon sun melted it | in the shade of the wall | kid
+    tower | wooden blocks | the bottom | it swayed and crashed | with the biggest blocks below | kid
+    tent | sticks and sheets | the center | it folded up like a fan | with a pole in the center | kid wild
+    fence | twigs and twine | the gate | a goat pushed it over | with deep holes for the posts | kid wild
+    windmill | card and wire | the wings | the wings flew away | with a nail through the middle | kid
+    scarecrow | straw and rags | the legs | it tipped onto its nose | with a stake down its back | kid wild
+    cart | crates and wheels | the axle | the wheels rolled off | with a thick iron rod | kid
+    nest box | bark and moss | the lid | a branch knocked it down | with wire around the trunk | kid wild
+    stage | crates and boards | the steps | the boards slid apart | with a beam across the crates | kid wild
+""")
+# the strange noise | what it was | what had to be done
+NOISES = _rows("""
+    scratching | a kitten | shut behind the door | opened the door
+    tapping | a loose shutter | swinging in the wind | tied it with a string
+    humming | a swarm of bees | moving into an empty box | stepped softly away
+    thumping | a baby rabbit | stuck in a flowerpot | tipped the pot
+    squeaking | a rusty hinge | turning to and fro | dabbed some oil on it
+    dripping | a leaking pipe | filling an old pan | put a bigger pan below
+    rustling | a hedgehog | looking for beetles | left out a dish of water
+    ticking | an alarm clock | forgotten under a cloth | turned it off
+    buzzing | a fly | caught in a jar | lifted the lid
+    whimpering | a puppy | tangled in a net | cut the net
+    chirping | a young sparrow | fallen from its nest | lifted it back
+    creaking | a rope swing | moving in the breeze | gave it a push
+    snoring | a fat badger | asleep in the leaves | tiptoed past
+    jingling | a lost goat | wearing a bell | led it to its field
+    croaking | a green frog | trapped in a bucket | carried it to the water
+    crunching | a small donkey | eating windfall apples | gave it one more
+""")
+SKILLS = _rows("""
+    race | run | run faster than anyone | ran up and down the lane | the finish line | kid wild
+    swimming match | swim | swim like a fish | swam from bank to bank | the far bank | kid
+    singing contest | sing | sing higher than a lark | sang scales at sunrise | the end of the song | kid wild
+    jumping contest | jump | jump over any wall | jumped over logs and ditches | the last bar | kid wild
+    sled race | steer | steer better than anyone | steered around barrels | the foot of the slope | kid
+    spelling contest | spell | spell every word there is | spelled words from the newspaper | the last word | kid
+    drawing contest | draw | draw better than a painter | drew apples and shoes | the closing bell | kid
+    rowing race | row | row without getting tired | rowed around the little island | the red buoy | kid wild
+    climbing contest | climb | climb like a monkey | climbed ropes and poles | the top of the pole | kid
+    dancing contest | dance | dance on one toe | danced around the table | the last tune | kid wild
+    pie contest | bake | bake better than a cook | baked one pie after another | the judges' table | kid
+    stilt race | balance | balance on anything | walked along beams and rails | the white line | kid wild
+""")
+CHORES = _rows("""
+    sweeping the yard | swept the yard
+    carrying firewood | carried firewood
+    washing windows | washed windows
+    weeding the beds | weeded the beds
+    shelling peas | shelled peas
+    raking leaves | raked leaves
+    feeding the rabbits | fed the rabbits
+    polishing boots | polished boots
+    peeling potatoes | peeled potatoes
+    stacking boxes | stacked boxes
+    watering the herbs | watered the herbs
+    folding sheets | folded sheets
+    picking beans | picked beans
+    scrubbing pots | scrubbed pots
+    painting the gate | painted the gate
+    brushing the pony | brushed the pony
+    shoveling snow | shoveled snow
+    winding wool | wound wool
+""")
+
+
+JUNK = _words("""an old nail, a broken cup, a wet leaf, a rusty pin, a bent fork, a lost sock, a pine cone, a torn letter, a dead branch,
+a bit of string, a cracked plate, an empty bottle, a snail, a horseshoe, a walnut, a chicken bone, a glove, a candle end,
+a bottle cap, a scrap of cloth, a potato, a paper bag, a clothespin, a cork, a rotten apple, an old boot""")
+LURES = _words("""yellow butterfly, white butterfly, blue butterfly, dragonfly, soap bubble, silver moth, maple leaf, dandelion seed,
+firefly, ladybug, hummingbird, gray feather, red balloon, bluebird, bumblebee, colored scrap of paper""")
+SOUNDS = _words("""the trees rustled, an owl called far away, the wind moaned, twigs cracked, a dog howled in the distance,
+the bushes whispered, something splashed, a door banged somewhere, crows cried overhead, fog crept closer""")
+WAYS = _words("""went hand in hand, sang all the way, counted their steps, told each other stories, hummed a march, walked in the last light,
+passed a scarecrow, crossed a brook, followed an old wall, kept to the left, asked a beetle for fun, looked at the first star""")
+SPICES = _rows("""
+    sugar | salt
+    salt | sugar
+    flour | soap powder
+    cinnamon | pepper
+    honey | mustard
+    butter | glue
+    milk | vinegar
+    cream | paint
+    parsley | grass
+    vanilla | fish oil
+    yeast | chalk
+    nutmeg | sand
+    oil | ink
+    cocoa | mud
+""")
+STIRS = _words("""stirred slowly, stirred with a big spoon, stirred a hundred times, stirred with both arms, stirred and sang,
+stirred and counted, stirred until it was smooth, stirred like a miller""")
+
+
+def character(teller, role: str) -> tuple[str, int, dict[str, str]]:
+    """Name, gender (0 he, 1 she) and attributes of the one who plays `role` (h, f, m or k)."""
+    world = teller.world
+    if role == "m":
+        gender = teller.pick(2)
+        return teller.one_of((UNCLES, AUNTS)[gender]), gender, {}
+    if role == "k":
+        kind, says, work, gift = teller.one_of(HELPERS_KID if teller.kind == "kid" else HELPERS_WILD)
+        return f"the {kind}", teller.pick(2), {"kind": kind, "said": says, "work": work, "gift": gift}
+    # A friend is most often of the other gender: then "he" and "she" tell the two apart.
+    gender = teller.pick(2)
+    if role == "f" and "h" in world:
+        gender = 1 - world["h"].gender if teller.pick(4) else world["h"].gender
+    if teller.kind == "kid":
+        names, kind, went, home, gift = (BOYS, GIRLS)[gender], ("boy", "girl")[gender], "[walked|ran|hurried]", "", ""
+        home = f"{teller.one_of(HOUSES)} {teller.one_of(LANDS)}"
+    else:
+        names = (HE_ANIMALS, SHE_ANIMALS)[gender]
+        taken = {other.attributes["kind"] for other in teller.cast if "home" in other.attributes}
+        gift = world.get("gift") if role == "f" else None
+        rows = [
+            row
+            for row in ANIMALS
+            if row[0] not in taken and (gift is None or row[3] == gift) and (role == "f" or row[3] != world.get("gift"))
+        ]
+        kind, home, went, gift = teller.one_of(rows)
+    taken = {other.name for other in teller.cast}
+    name = teller.one_of([name for name in names if name not in taken] if taken else names)
+    return name, gender, {"kind": kind, "home": home, "went": went, "gift": gift}
+
+
+def _thing(teller, other: str = "", where: str = "") -> tuple[str, ...]:
+    return teller.one_of([row for row in THINGS if row[0] != other and (not where or where in row[5])])
+
+
+def choose(teller, key: str) -> None:
+    """Puts `key`, and what is decided with it, into the teller's world. Raises KeyError for a slot that is not known."""
+    world, kid = teller.world, teller.kind == "kid"
+    if key in ("o", "oa", "do", "did", "doing", "broke", "mender"):
+        row = _thing(teller, world.get("x", ""), world.get("where", ""))
+        world["o"], world["oa"] = row[0], teller.one_of(_LOOKS[row[1]])
+        world["do"], world["did"], world["doing"], world["broke"], world["mender"] = row[2:5] + row[6:8]
+    elif key in ("x", "xa"):
+        row = _thing(teller, teller.thing("o"))
+        world["x"], world["xa"] = row[0], teller.one_of(_LOOKS[row[1]])
+    elif key in ("oc", "xc"):
+        world[key] = "{oa} {o}" if key == "oc" else "{xa} {x}"
+    elif key in ("p", "pin", "p1", "p2", "p3", "q", "qin", "q1", "q2", "q3"):
+        letter = key[0]
+        other = world.get("q" if letter == "p" else "p")
+        rows = PLACES_KID if kid else PLACES_WILD
+        row = teller.one_of([row for row in rows if row[0] != other])
+        spots = list(_words(row[2]))
+        world[letter], world[f"{letter}in"] = row[0], f"{row[1]} the {row[0]}"
+        for number in "123":
+            world[letter + number] = spots.pop(teller.pick(len(spots)))
+    elif key in ("food", "afood", "taste", "dish", "food2", "afood2"):
+        second = "2" if key.endswith("2") else ""
+        while True:
+            dish, article, tastes = teller.one_of(DISHES)
+            taste = teller.one_of(_words(tastes))
+            if f"{taste} {dish}" != world.get("food" if second else "food2"):
+                break
+        world["food" + second], world["afood" + second] = f"{taste} {dish}", article + " {food" + second + "}"
+        if not second:
+            world["taste"], world["dish"] = taste, dish
+    elif key in ("crop", "crop2"):
+        world[key] = teller.one_of([crop for crop in CROPS if crop != world.get("crop")])
+    elif key in ("baby", "mother", "call", "feed", "shelter"):
+        world["baby"], world["mother"], world["call"], world["feed"], world["shelter"] = teller.one_of(BABIES)
+    elif key in ("baby2", "mother2"):
+        rows = [row for row in BABIES if row[0] != teller.thing("baby")]
+        world["baby2"], world["mother2"] = teller.one_of(rows)[:2]
+    elif key == "hobby":
+        world[key] = teller.one_of(HOBBIES)
+    elif key == "trait":
+        world[key] = teller.one_of(TRAITS)
+    elif key == "nest":
+        world[key] = teller.character("h").attributes["home"]
+    elif key in ("weather", "sky", "evening"):
+        world["weather"], world["sky"], world["evening"] = teller.one_of(TIMES)
+    elif key == "day":
+        world[key] = teller.one_of(DAYS)
+    elif key in ("water", "tree", "hole"):
+        world[key] = teller.one_of({"water": WATERS, "tree": TREES, "hole": HOLES}[key])
+    elif key == "trait2":
+        world[key] = teller.one_of([trait for trait in TRAITS if trait != world.get("trait")])
+    elif key in ("junk", "lure", "sounds", "ways", "stirred"):
+        world[key] = teller.one_of(
+            {"junk": JUNK, "lure": LURES, "sounds": SOUNDS, "ways": WAYS, "stirred": STIRS}[key]
+        )
+    elif key in ("spice", "wrong"):
+        world["spice"], world["wrong"] = teller.one_of(SPICES)
+    elif key == "tool":
+        world[key] = teller.one_of(TOOLS[world["where"]]).partition(" ")[2]
+    elif key in ("fear", "scene", "dared", "advice"):
+        row = teller.one_of([row for row in FEARS if teller.kind in row[4]])
+        world["fear"], world["scene"], world["dared"], world["advice"] = row[:4]
+    elif key in ("building", "stuff", "weak", "fell", "better"):
+        row = teller.one_of([row for row in BUILDINGS if teller.kind in row[5]])
+        world["building"], world["stuff"], world["weak"], world["fell"], world["better"] = row[:5]
+    elif key in ("noise", "source", "state", "deed"):
+        world["noise"], world["source"], world["state"], world["deed"] = teller.one_of(NOISES)
+    elif key in ("contest", "skill", "boast", "practice", "goal"):
+        row = teller.one_of([row for row in SKILLS if teller.kind in row[5]])
+        world["contest"], world["skill"], world["boast"], world["practice"], world["goal"] = row[:5]
+    elif key in ("chore", "chored"):
+        world["chore"], world["chored"] = teller.one_of(CHORES)
+    else:
+        raise KeyError(f"no such slot in a story: {key!r}")

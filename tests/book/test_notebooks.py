@@ -1,0 +1,39 @@
+"""Every notebook of the book is executed, fresh, small and readable; every chapter has the frame."""
+
+import nbformat
+import pytest
+
+from tools.book_checks import checks_for, is_chapter
+from tools.browser import ROOT, toc_files
+from tools.chapter_code import load_definitions
+
+NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+CHAPTERS = [path for path in NOTEBOOKS if is_chapter(path)]
+CASES = [(path, check) for path in NOTEBOOKS for check in checks_for(path)]
+
+
+def test_the_book_has_notebooks():
+    assert NOTEBOOKS, "book/ has no notebook: every check below would pass on nothing"
+
+
+@pytest.mark.parametrize(("path", "check"), CASES, ids=[f"{p.stem}-{c.__name__[6:]}" for p, c in CASES])
+def test_notebook(path, check):
+    problems = check(nbformat.read(path, as_version=4))
+    assert not problems, f"{path.name}: " + "; ".join(problems)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=[path.stem for path in CHAPTERS])
+def test_a_chapters_definitions_stand_on_their_own(path):
+    assert vars(load_definitions(path))
+
+
+def test_no_other_page_begins_with_a_digit():
+    for path in (ROOT / "book").iterdir():
+        assert not path.name[0].isdigit() or is_chapter(path), f"{path.name} is no chapter (NN-slug.ipynb)"
+
+
+def test_every_notebook_is_in_the_contents():
+    import yaml
+
+    listed = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    assert [path.stem for path in NOTEBOOKS if f"book/{path.stem}" not in listed] == []

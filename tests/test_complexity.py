@@ -1,0 +1,229 @@
+"""Counts from the config against the model that is built, against the paper's table, and against hand counts."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import moemla
+from moemla import ModelConfig, complexity
+
+SMALL = dict(vocab_size=97, max_seq_len=24, n_layers=3, d_model=32, n_heads=4, n_experts=7, n_shared=2, top_k=3)
+ATTENTIONS = {
+    "mha": dict(attention="mha", positions="learned"),
+    "mha-rope": dict(attention="mha"),
+    "gqa-rope": dict(attention="mha", n_kv_heads=2),
+    "no positions": dict(attention="mha", positions="none"),
+    "wide heads": dict(attention="mha", d_head=12),
+    "mla": dict(attention="mla", positions="learned", latent_dim=10),
+    "mla hybrid": dict(attention="mla", cache="hybrid"),
+    "decoupled": dict(attention="mla-decoupled", latent_dim=12, d_nope=6, d_rope=4, d_value=10),
+}
+FEEDFORWARDS = {
+    "dense": dict(ffn="dense", d_ff=40),
+    "experts": dict(ffn="moe", d_expert=8),
+    "no shared": dict(ffn="moe", d_expert=16, n_shared=0),
+}
+STYLES = {
+    "as the paper": dict(),
+    "bare": dict(bias=False, tie_embeddings=False),
+    "modern": dict(norm="rmsnorm", activation="swiglu"),
+    "modern bare": dict(norm="rmsnorm", activation="swiglu", bias=False, tie_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("ffn", FEEDFORWARDS)
+@pytest.mark.parametrize("style", STYLES)
+def test_counts_what_a_built_model_holds(attention, ffn, style):
+    config = ModelConfig(**SMALL | ATTENTIONS[attention] | FEEDFORWARDS[ffn] | STYLES[style])
+    model = moemla.LanguageModel(config)
+    count = complexity.parameters(config)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    parts = count.embedding + count.attention + count.feedforward + count.router + count.norms
+    assert parts == count.total and count.routed + count.shared in (0, count.feedforward)
+
+
+@pytest.mark.parametrize("ffn", FEEDFORWARDS)
+def test_active_parameters_are_those_that_one_token_moves(ffn):
+    """A gradient from one token reaches exactly the active parameters (the token table whole: it is the head)."""
+    config = ModelConfig(**SMALL | FEEDFORWARDS[ffn], positions="rope", bias=False, backend="loop")
+    model = moemla.LanguageModel(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        tokens = torch.randint(config.vocab_size, (1, 1))
+    model(tokens, tokens).backward()
+    expert = config.d_model * config.d_expert * 2
+    idle = 0
+    for p in model.parameters():
+        if p.dim() == 3 and p.shape[0] == config.n_experts:  # stacked experts: those with no gradient were not met
+            grad = torch.zeros_like(p) if p.grad is None else p.grad
+            idle += sum(p[e].numel() for e in range(len(p)) if not grad[e].any())
+    count = complexity.parameters(config)
+    assert count.total - count.active == idle
+    assert idle == (0 if ffn == "dense" else config.n_layers * (config.n_experts - config.top_k) * expert)
+
+
+TABLE_1 = {"XS": (17.5, 17.60), "S": (44.5, 44.65), "M": (54.1, 54.10), "L": (123.3, 123.65), "XL": (202.7, 202.62)}
+
+
+@pytest.mark.parametrize("size", TABLE_1)
+def test_table_1(size):
+    printed, expected = TABLE_1[size]
+    total = complexity.parameters(ModelConfig.preset(size, "mha-rope")).total
+    assert round(total / 1e6, 2) == expected and abs(total / 1e6 / printed - 1) < 6e-3
+
+
+def test_medium_by_hand():
+    """Size M, MHA with biases and LayerNorm, tied head, no position table."""
+    d, layers = 512, 9
+    attention = 4 * (d * d + d)
+    feedforward = d * 2048 + 2048 + 2048 * d + d
+    by_hand = 50257 * d + layers * (attention + feedforward + 4 * d) + 2 * d
+    assert complexity.parameters(ModelConfig.preset("M", "mha-rope")).total == by_hand == 54_104_064
+
+
+def test_matched_medium():
+    """64 experts of a sixteenth of the width hold what one FFN holds; a token takes about 70 % of the whole."""
+    dense = complexity.parameters(ModelConfig.preset("M", "mha-rope"))
+    for variant in ("moe-mha-rope", "moe-mla-rope"):
+        config = ModelConfig.preset("M", variant)
+        count = complexity.parameters(config)
+        assert config.d_expert == 32 and abs(count.total / dense.total - 1) < 6e-3
+        assert abs(count.active_share - 0.70) < 0.01
+
+
+def test_flops_are_those_of_the_matrix_products():
+    """Torch's own counter on a forward pass agrees, the attention products included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ModelConfig(**SMALL | FEEDFORWARDS["dense"], attention="mla", positions="rope", bias=False)
+    model = moemla.LanguageModel(config).eval()
+    steps = 16
+    tokens = torch.zeros(1, steps, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens)
+    assert counter.get_total_flops() == steps * complexity.flops_per_token(config, steps)
+
+
+def test_flops_by_hand():
+    """Dense M at 512 keys: 12 d^2 of matrices and 2 n d of attention a layer, and the head."""
+    config = ModelConfig.preset("M", "mha-rope")
+    by_hand = 2 * (9 * (12 * 512**2 + 2 * 512 * 512) + 50257 * 512)
+    assert complexity.flops_per_token(config) == by_hand
+    assert complexity.training_flops_per_token(config) == 3 * by_hand
+    moe = ModelConfig.preset("M", "moe-mha-rope")
+    by_hand = 2 * (9 * (4 * 512**2 + 2 * 512 * 512 + 62 * 512 + 8 * 2 * 512 * 32) + 50257 * 512)
+    assert complexity.flops_per_token(moe) == by_hand
+    latent = ModelConfig.preset("M", "mla-rope", d_ff=2048)
+    assert complexity.flops_per_token(latent) == complexity.flops_per_token(config)
+
+
+def test_experts_cost_what_is_active_not_what_is_held():
+    few, many = (ModelConfig.preset("M", "moe-mla-rope", n_experts=e) for e in (62, 124))
+    assert complexity.parameters(many).total > 1.3 * complexity.parameters(few).total
+    extra = complexity.flops_per_token(many) - complexity.flops_per_token(few)
+    assert extra == 2 * 9 * 62 * 512  # the router's new rows alone
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "per_layer"),
+    [
+        ("mha", {}, 1024),
+        ("gqa-rope", {}, 256),
+        ("mla-rope", {}, 512),
+        ("mla-rope", {"cache": "hybrid"}, 768),
+        ("mla-decoupled", {}, 320),
+        ("mla-rope", {"latent_dim": 64}, 128),
+    ],
+)
+def test_cache_widths_at_m(variant, changes, per_layer):
+    config = ModelConfig.preset("M", variant, **changes)
+    assert complexity.cache_bytes_per_token(config) == 9 * per_layer * 2
+    assert complexity.cache_bytes_per_token(config, dtype_bytes=4) == 9 * per_layer * 4
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_cache_bytes_are_those_of_the_storage(attention):
+    config = ModelConfig(**SMALL | ATTENTIONS[attention] | FEEDFORWARDS["dense"])
+    cache = moemla.LanguageModel(config).new_cache(batch_size=1, max_len=8)
+    layers = cache if isinstance(cache, list | tuple) else cache.layers
+    stored = sum(
+        t.element_size() * t.numel() for layer in layers for t in vars(layer).values() if isinstance(t, torch.Tensor)
+    )
+    assert stored == 8 * complexity.cache_bytes_per_token(config, dtype_bytes=4)
+
+
+def test_unknown_forms_are_named():
+    for field, function in (("attention", complexity.parameters), ("cache", complexity.cache_bytes_per_token)):
+        config = SimpleNamespace(**ModelConfig().to_dict() | {field: "flash"})
+        with pytest.raises(ValueError, match=f"{field}='flash'"):
+            function(config)
+    with pytest.raises(ValueError, match="form='folded'"):
+        complexity.corrected_mla_macs(8, 8, 4, 2, "folded")
+
+
+def test_combinations():
+    assert complexity.routing_combinations(62, 6) == 62 * 61 * 60 * 59 * 58 * 57 // 720 == 61_474_519
+    small = complexity.routing_combinations(5, 2)
+    assert small == sum(1 for _ in itertools.combinations(range(5), 2))
+
+
+# The paper's formulas.
+
+
+@pytest.mark.parametrize("n", [1, 512, 2048])
+def test_corrected_formulas_are_what_the_config_counts(n):
+    """Lemma 3.1 rebuilt, eq. 15 and the experts, summed, are one block's multiply-adds."""
+    dense, moe = ModelConfig.preset("M", "mha-rope"), ModelConfig.preset("M", "moe-mla-rope")
+    ffn = 8 * 512**2
+    assert complexity.printed_mha_macs(n, 512) + n * ffn == n * complexity.block_macs_per_token(dense, n)
+    experts = complexity.corrected_moe_macs(512, 32, 62, 2, 6)
+    block = complexity.corrected_mla_macs(n, 512, 256, 8) + n * experts
+    assert block == n * complexity.block_macs_per_token(moe, n)
+
+
+def test_absorbed_attention_by_shapes():
+    """Count the multiply-adds of the absorbed products from the shapes of their factors."""
+    n, d, heads, r = 16, 32, 4, 12
+    k = d // heads
+    products = [(n, d, d), (n, d, r), (n, d, r), (n, d, d)]  # q, the two latents, out
+    for _ in range(heads):
+        products += [(n, k, r), (n, r, n), (n, n, r), (n, r, k)]  # q into the latent, scores, sum, value out
+    by_shape = sum(math.prod(p) for p in products)
+    assert complexity.corrected_mla_macs(n, d, r, heads, "absorbed") == by_shape
+
+
+def test_lemma_3_1():
+    at = complexity.lemma_3_1(512, 512, 0.5)
+    assert at == pytest.approx({"printed": 2 / 3, "proof": 5 / 6, "rebuilt": 1, "absorbed": 2})
+    assert complexity.lemma_3_1(2048, 512, 0.5)["absorbed"] == 3
+    for n, rho in itertools.product((64, 512), (0.25, 0.5, 1.0)):
+        d, r = 512, int(rho * 512)
+        # both sides of eq. 16
+        assert complexity.printed_mla_macs(n, d, r) == 2 * n * d**2 * (1 + rho) + 2 * n**2 * d * rho
+        assert complexity.proof_mla_macs(n, d, r) - complexity.printed_mla_macs(n, d, r) == 2 * n * r * d
+
+
+def test_lemma_3_2_and_theorem_3_3():
+    assert complexity.printed_moe_macs(512, 64, 2, 6) == 64 * 512 + 6 * 512**2 / 32 + 2 * 512**2 / 64
+    assert complexity.printed_speedup(0.5, 64, 2, 6) == 16
+    assert complexity.printed_block_order(4, 8, 4, 64, 2, 6) == 16 * 4 + 4 * 64 * (1.5 + 8 / 64)
+    assert complexity.printed_block_macs(1, 512, 256, 64, 2, 6) < 0  # a cost below nothing
+    dense = ModelConfig.preset("M", "mha-rope")
+    matched, quarter = (ModelConfig.preset("M", "moe-mla-rope", matched=m) for m in ("parameters", "literal"))
+    speed = [complexity.corrected_speedup(dense, c, n) for c in (matched, quarter) for n in (512, 2048, 8192)]
+    assert [round(s, 2) for s in speed] == [1.97, 1.52, 1.19, 0.63, 0.71, 0.84]
+    assert complexity.corrected_speedup(dense, matched, 2**24) == pytest.approx(1, abs=1e-3)
+
+
+def test_theorem_3_4():
+    printed = [complexity.printed_cache_elements(512, 9, 8, width) for width in (512, 256)]
+    corrected = [complexity.corrected_cache_elements(512, 9, width) for width in (512, 256)]
+    assert printed[1] / printed[0] == corrected[1] / corrected[0] == 0.5  # the ratio stands, the factor H does not
+    assert printed[0] == 8 * corrected[0]
+    for variant, elements in zip(("mha-rope", "mla-rope"), corrected, strict=True):
+        config = ModelConfig.preset("M", variant)
+        assert elements * 2 == 512 * complexity.cache_bytes_per_token(config)

@@ -1,0 +1,589 @@
+"""From text to batches: every story arrives, bad input is one clear line, and any step can be had at once."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moemla import data
+from moemla.data import Batches, TokenShard, check_tokenizer, fetch_hub, prepare, read_stories, write_shard
+from moemla.errors import DataError
+from moemla.tokenizer import EOT, Tokenizer
+
+STORIES = [
+    "Once there was a cat.\nThe cat had a hat.",
+    "Tim saw a 😀 balloon. “Wow!” he said.",
+    "The dog ran to the big tree and back.",
+    "A bird sang. A fox listened. They were friends.",
+]
+
+
+def text_of(stories: list[str]) -> bytes:
+    return "".join(f"{story}\n{EOT}\n" for story in stories).encode()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(STORIES * 4, vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def ring(tokenizer, tmp_path_factory) -> TokenShard:
+    """One document of 101 tokens, all different: a window names its place."""
+    path = tmp_path_factory.mktemp("ring") / "ring.bin"
+    write_shard(path, tokenizer, [list(range(100, 200))])
+    return TokenShard(path)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    train, valid = tmp_path / "in-train.txt", tmp_path / "in-valid.txt"
+    train.write_bytes(text_of(STORIES * 5))
+    valid.write_bytes(text_of(STORIES[:2]))
+    return {"train": train, "valid": valid}
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        text_of(STORIES),
+        text_of(STORIES)[: -len(EOT) - 2],  # nothing after the last story
+        text_of(["", *STORIES, " \n ", ""]),
+        text_of(STORIES).replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + text_of(STORIES),
+        text_of([f"\n\n  {story}\t\n" for story in STORIES]),
+    ],
+    ids=["plain", "no last separator", "empty stories", "CRLF", "byte order mark", "outer whitespace"],
+)
+def test_stories_are_read_whatever_stands_around_them(tmp_path, content):
+    path = tmp_path / "stories.txt"
+    path.write_bytes(content)
+    assert list(read_stories(path)) == STORIES
+
+
+def test_an_eot_inside_a_line_belongs_to_the_story(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_bytes(text_of([f"They wrote {EOT} on the wall.", "End."]))
+    assert list(read_stories(path)) == [f"They wrote {EOT} on the wall.", "End."]
+
+
+def test_reading_streams_and_stops_where_it_is_told(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_bytes(text_of(STORIES) + b"\xff")
+    assert list(read_stories(path, rows=2)) == STORIES[:2]  # the bad byte behind them is not reached
+
+
+@pytest.mark.parametrize("content", [b"", b" \n\n", text_of(["", " "])])
+def test_an_empty_file_is_refused(tmp_path, content):
+    path = tmp_path / "stories.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"stories\.txt is empty: it needs stories"):
+        list(read_stories(path))
+
+
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_bytes("é one\ntwo ".encode() + b"\xe9t\xe9")
+    with pytest.raises(DataError, match=r"stories\.txt is not UTF-8: byte 0xe9 at offset 11;"):
+        list(read_stories(path))
+    path.write_bytes("A story.".encode("utf-16"))
+    with pytest.raises(DataError, match="byte 0xff at offset 0"):
+        list(read_stories(path))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*nowhere\.txt: No such file or directory"):
+        list(read_stories(tmp_path / "nowhere.txt"))
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+        list(read_stories(tmp_path))
+
+
+# --- hub ------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """Stands for what `datasets.load_dataset` returns: rows that break off after `alive` of one connection."""
+
+    def __init__(self, rows: list[str], alive: int | None = None) -> None:
+        self.rows, self.alive, self.calls = rows, alive, []
+
+    def load_dataset(self, name, split, streaming):
+        assert name == "roneneldan/TinyStories" and streaming
+        self.calls.append(split)
+        return self
+
+    def skip(self, n):
+        def rows():
+            for i, text in enumerate(self.rows[n:]):
+                if i == self.alive:
+                    raise ConnectionError("the line is dead\nand more")
+                yield {"text": text}
+
+        return rows()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import datasets
+
+    def install(rows, alive=None):
+        hub = Hub(rows, alive)
+        monkeypatch.setattr(data, "_knock_at_the_hub", lambda: None)
+        monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
+        return hub
+
+    return install
+
+
+def test_hub_text_is_fetched_row_by_row(tmp_path, hub):
+    hub([STORIES[0], "", f"  {STORIES[1]}\n", f"odd {EOT} row", *STORIES])
+    seen = []
+    path = fetch_hub(tmp_path, "train", 4, progress=lambda *report: seen.append(report))
+    assert path == tmp_path / "hub-train.txt"
+    assert path.read_bytes() == text_of([STORIES[0], "", STORIES[1], "odd   row"])
+    assert seen[-1] == ("hub train", 4, 4)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_broken_fetch_goes_on_where_it_stopped(tmp_path, hub):
+    rows = [f"Story {i}." for i in range(10)]
+    hub(rows, alive=4)
+    with pytest.raises(DataError, match="the line is dead"):
+        fetch_hub(tmp_path, "train", 10)
+    part = tmp_path / "hub-train.txt.part"
+    assert part.read_bytes() == text_of(rows[:4])
+    with open(part, "ab") as file:  # killed in the middle of a row
+        file.write(b"Story 4.\n<|endof")
+    with pytest.raises(DataError):
+        fetch_hub(tmp_path, "train", 10)
+    assert part.read_bytes() == text_of(rows[:8])
+    path = fetch_hub(tmp_path, "train", 10)
+    assert path.read_bytes() == text_of(rows)
+    assert not part.exists()
+
+
+def test_a_finished_fetch_is_kept_and_can_grow(tmp_path, hub):
+    rows = [f"Story {i}." for i in range(10)]
+    online = hub(rows)
+    fetch_hub(tmp_path, "train", 5)
+    path = fetch_hub(tmp_path, "train", 3)
+    assert path.read_bytes() == text_of(rows[:5])
+    assert online.calls == ["train"]
+    assert fetch_hub(tmp_path, "train", 8).read_bytes() == text_of(rows[:8])
+    assert fetch_hub(tmp_path, "train", 99).read_bytes() == text_of(rows)  # all there is
+
+
+def test_prepare_from_the_hub(tmp_path, hub):
+    online = hub([*STORIES, "", "The end."] * 3)
+    record = prepare(tmp_path, source="hub", stories=6, vocab_size=300)
+    assert online.calls == ["train", "validation"]
+    assert record["splits"]["train"]["stories"] == 5
+    assert record["splits"]["valid"]["stories"] == 15
+    assert (tmp_path / "valid.txt").read_bytes() == text_of([*STORIES, "The end."] * 3)
+    online.calls.clear()
+    assert prepare(tmp_path, source="hub", stories=6, vocab_size=300) == record
+    assert prepare(tmp_path, source="hub", stories=4, vocab_size=300)["splits"]["train"]["stories"] == 4
+    assert online.calls == ["validation"]  # which has fewer than asked for, so it may have grown
+
+
+def test_without_a_network_one_line_names_the_other_sources(tmp_path):
+    code = f"""
+        from moemla.data import prepare
+        from moemla.errors import DataError
+        try:
+            prepare({str(tmp_path / "out")!r}, source="hub", stories=5)
+        except DataError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("cannot reach roneneldan/TinyStories on the Hugging Face hub (OfflineModeIsEnabled")
+    assert "--source builtin" in line
+    assert "--source files --train F --valid F" in line
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+
+def test_a_shard_keeps_every_story_behind_its_eot(tmp_path, tokenizer):
+    path = tmp_path / "some.bin"
+    ids = tokenizer.encode_batch([*STORIES, ""])
+    write_shard(path, tokenizer, iter(ids))
+    shard = TokenShard(path)
+    assert len(shard) == 5
+    assert (shard.vocab_size, shard.tokenizer_hash) == (tokenizer.vocab_size, tokenizer.hash)
+    assert shard.tokens.dtype == np.uint16
+    assert shard.documents.dtype == np.int64
+    assert shard.documents.tolist() == np.cumsum([0] + [1 + len(i) for i in ids]).tolist()
+    for i, expected in enumerate(ids):
+        assert shard.document(i).tolist() == [tokenizer.eot, *expected]
+    assert [tokenizer.decode(shard.document(i)) for i in range(4)] == STORIES
+    assert list(tmp_path.iterdir()) == [path]
+    for i in (-1, 5):
+        with pytest.raises(IndexError, match=f"document {i}: .* has 5"):
+            shard.document(i)
+
+
+def test_ids_up_to_65535_fit(tmp_path):
+    path = tmp_path / "wide.bin"
+    tokenizer = Tokenizer.__new__(Tokenizer)  # the widest there can be, without training one
+    tokenizer.__dict__.update(vocab_size=65_536, eot=0, hash="ab" * 32)
+    write_shard(path, tokenizer, [[65_535, 1]])
+    assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
+    with pytest.raises(ValueError, match="ids: 0 to 65536, must be 0 to 65535"):
+        write_shard(path, tokenizer, [[65_536, 0]])
+    assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_shards_that_are_not_right_are_named(tmp_path, tokenizer):
+    path = tmp_path / "some.bin"
+    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES))
+    whole = path.read_bytes()
+    header = TokenShard.HEADER.size
+    cases = {
+        "is not a token shard of moemla": [b"", b"PK\3\4" + whole[4:], bytes(64) + whole[64:]],
+        "is cut short inside its header": [whole[: header - 1], whole[:8]],
+        "has version 2, not 1": [whole[:8] + b"\2" + whole[9:]],
+        rf"is damaged: {len(whole) - 1} bytes, its header says {len(whole)}": [whole[:-1]],
+        rf"is damaged: {len(whole) + 2} bytes, its header says {len(whole)}": [whole + b"\0\0"],
+        rf"is damaged: {header} bytes": [whole[:header]],
+        "is damaged: stories out of order": [whole[:-40] + whole[-8:] * 5],
+    }
+    for message, contents in cases.items():
+        for content in contents:
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=rf"some\.bin {message}") as caught:
+                TokenShard(path)
+            assert "moemla prepare" in str(caught.value)
+            assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"cannot read .*none\.bin: No such file"):
+        TokenShard(tmp_path / "none.bin")
+
+
+def test_a_shard_of_another_tokenizer_is_refused(ring, tokenizer):
+    check_tokenizer(ring, tokenizer)
+    other = Tokenizer.train(STORIES[:2] * 4, vocab_size=280)
+    with pytest.raises(DataError, match=f"tokenizer {tokenizer.hash[:12]}, not {other.hash[:12]}"):
+        check_tokenizer(ring, other)
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 40_000])
+def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit):
+    files["train"].write_bytes(text_of(STORIES * 500))
+    out = tmp_path / "out"
+    code = f"""
+        import resource, signal
+        from moemla.data import prepare
+        from moemla.errors import DataError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+        try:
+            prepare({str(out)!r}, "files", {str(files["train"])!r}, {str(files["valid"])!r}, vocab_size=300)
+        except DataError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    assert line == f"cannot write {out}/train.bin: no space left; nothing was left half-written"
+    assert list(out.iterdir()) == []
+
+
+# --- prepare --------------------------------------------------------------------------------------
+
+
+def test_prepare_from_files(tmp_path, files):
+    out = tmp_path / "deep" / "out"
+    seen = []
+    record = prepare(out, source="files", **files, vocab_size=300, progress=lambda *r: seen.append(r))
+    assert sorted(p.name for p in out.iterdir()) == [
+        "data.json",
+        "tokenizer.json",
+        "train.bin",
+        "valid.bin",
+        "valid.txt",
+    ]
+    assert json.loads((out / "data.json").read_text()) == record
+    tokenizer = Tokenizer.load(out / "tokenizer.json")
+    assert tokenizer.hash == Tokenizer.train(STORIES * 5, vocab_size=300).hash == record["tokenizer"]["hash"]
+    for split, stories in (("train", STORIES * 5), ("valid", STORIES[:2])):
+        shard = TokenShard(out / f"{split}.bin")
+        check_tokenizer(shard, tokenizer)
+        assert [tokenizer.decode(shard.document(i)) for i in range(len(shard))] == stories
+        facts = record["splits"][split]
+        assert facts["stories"] == len(stories)
+        assert facts["tokens"] == len(shard.tokens)
+        assert facts["bytes"] == sum(len(story.encode()) for story in stories)
+        assert facts["sha256"] == hashlib.sha256(text_of(stories)).hexdigest()
+    assert list(read_stories(out / "valid.txt")) == STORIES[:2]
+    assert [report for report in seen if report[1] == report[2]] == [
+        ("tokenizer", 20, 20),
+        ("train", 20, 20),
+        ("valid", 2, 2),
+    ]
+    assert str(tmp_path) not in (out / "data.json").read_text()
+
+
+def test_prepare_remembers_what_it_has_done(tmp_path, files):
+    out = tmp_path / "out"
+    ask = {"source": "files", "vocab_size": 300, **files}
+
+    def made() -> bool:
+        """Did this call write anything?"""
+        before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+        prepare(out, **ask)
+        return before != {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+
+    first = prepare(out, **ask)
+    assert not made()
+    moved = files["train"].rename(tmp_path / "elsewhere.txt").rename(files["train"])
+    os.utime(moved)  # touched, but the same text
+    assert not made()
+    assert prepare(out, **ask) == first
+    # another setting, another text, and whatever is missing or damaged: all made anew
+    ask["vocab_size"] = 280
+    assert made()
+    files["train"].write_bytes(text_of(STORIES * 4))
+    assert made()
+    ask["stories"] = 6
+    assert made()
+    assert len(TokenShard(out / "train.bin")) == 6
+    ask |= {"tokenizer": "gpt2"}
+    assert made()
+    assert TokenShard(out / "train.bin").vocab_size == 50_257
+    ask |= {"tokenizer": "bpe"}
+    assert made()
+    for name in ("data.json", "tokenizer.json", "train.bin", "valid.bin", "valid.txt"):
+        (out / name).unlink()
+        assert made()
+    for name in ("data.json", "tokenizer.json", "train.bin"):
+        (out / name).write_bytes((out / name).read_bytes()[:-100])
+        assert made()
+    assert not made()
+
+
+def test_an_interrupted_prepare_is_not_taken_for_done(tmp_path, files, monkeypatch):
+    out = tmp_path / "out"
+    ask = {"source": "files", **files}
+    first = prepare(out, **ask, vocab_size=300)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_encode", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(out, **ask, vocab_size=280)
+    assert not (out / "data.json").exists()
+    assert prepare(out, **ask, vocab_size=300) == first
+
+
+def test_the_data_hash_names_text_and_tokenizer(tmp_path, files):
+    ask = {"source": "files", **files}
+    one = prepare(tmp_path / "one", **ask, vocab_size=300)["hash"]
+    assert prepare(tmp_path / "two", **ask, vocab_size=300)["hash"] == one
+    assert prepare(tmp_path / "two", **ask, vocab_size=290)["hash"] != one
+    files["valid"].write_bytes(text_of(STORIES[1:]))
+    assert prepare(tmp_path / "two", **ask, vocab_size=300)["hash"] != one
+
+
+def test_prepare_from_the_built_in_stories(tmp_path):
+    from moemla.stories import stories
+
+    record = prepare(tmp_path / "a", stories=40, seed=3, vocab_size=400)
+    train = list(read_stories(tmp_path / "a" / "train.txt"))
+    valid = list(read_stories(tmp_path / "a" / "valid.txt"))
+    assert train == [s.text.strip() for s in stories(40, seed=3)]
+    assert valid == [s.text.strip() for s in stories(600, seed=3, start=40)]
+    assert not set(train) & set(valid)
+    assert record["splits"]["train"]["stories"] == 40
+    assert record["splits"]["valid"]["stories"] == 600
+    again = prepare(tmp_path / "b", stories=40, seed=3, vocab_size=400)
+    assert again == record
+    for name in ("train.bin", "valid.bin", "tokenizer.json", "data.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert prepare(tmp_path / "b", stories=40, seed=4, vocab_size=400)["hash"] != record["hash"]
+
+
+def test_a_changed_generator_makes_the_built_in_data_anew(tmp_path, monkeypatch):
+    from moemla import stories as module
+
+    def tell(word):
+        return lambda count, seed=0, start=0: (
+            SimpleNamespace(text=f"A {word} called {seed} {i}.") for i in range(start, start + count)
+        )
+
+    monkeypatch.setattr(module, "stories", tell("cat"))
+    first = prepare(tmp_path, stories=9, vocab_size=300)
+    assert list(read_stories(tmp_path / "train.txt"))[-1] == "A cat called 0 8."
+    assert next(read_stories(tmp_path / "valid.txt")) == "A cat called 0 9."
+    monkeypatch.setattr(module, "stories", tell("dog"))
+    assert prepare(tmp_path, stories=9, vocab_size=300)["hash"] != first["hash"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"source": "web"}, "source = 'web': must be one of builtin, hub, files"),
+        ({"tokenizer": "words"}, "tokenizer = 'words': must be one of bpe, gpt2"),
+        ({"source": "files", "train": "a"}, "train = a, valid = None: source 'files' needs both"),
+        ({"train": "a", "valid": "b"}, "train = a, valid = b: source 'files' needs both, the others neither"),
+        ({"stories": 0}, "stories = 0: must be 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_named_before_anything_is_made(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_a_data_error_and_leaves_no_output(tmp_path, files):
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="vocab_size = 70000"):
+        prepare(out, source="files", **files, vocab_size=70_000)
+    with pytest.raises(DataError, match=r"cannot read .*none\.txt"):
+        prepare(out, source="files", train=tmp_path / "none.txt", valid=files["valid"])
+    for split in ("train", "valid"):
+        for content, message in ((b"", "is empty"), (text_of(STORIES * 300) + b"\xff", "is not UTF-8")):
+            good = files[split].read_bytes()
+            files[split].write_bytes(content)
+            for kind in ("bpe", "gpt2"):
+                with pytest.raises(DataError, match=message):
+                    prepare(out, source="files", **files, vocab_size=300, tokenizer=kind)
+                assert not (out / "data.json").exists()
+                assert not list(out.glob("*.tmp"))
+            files[split].write_bytes(good)
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file")
+    with pytest.raises(DataError, match=r"cannot write into .*occupied"):
+        prepare(occupied, source="files", **files)
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seq_len=st.integers(1, 100),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 3),
+)
+def test_each_epoch_visits_every_window_once(ring, seq_len, batch_size, seed, epoch):
+    batches = Batches(ring, batch_size, seq_len, seed)
+    assert batches.windows == 101 // seq_len
+    first = epoch * batches.windows  # of the stream of windows
+    rows = []
+    for step in range(first // batch_size, (first + batches.windows) // batch_size + 1):
+        tokens, targets = batches.batch(step)
+        assert tokens.shape == targets.shape == (batch_size, seq_len)
+        assert tokens.dtype == targets.dtype == torch.int64
+        rows += [(step * batch_size + b, tokens[b], targets[b]) for b in range(batch_size)]
+    predicted = []
+    for index, tokens, targets in rows:
+        assert torch.equal(tokens[1:], targets[:-1])
+        start = ring.tokens.tolist().index(int(tokens[0]))  # all tokens differ
+        window = [int(ring.tokens[(start + i) % 101]) for i in range(seq_len + 1)]
+        assert [*tokens.tolist(), int(targets[-1])] == window
+        if first <= index < first + batches.windows:
+            predicted += targets.tolist()
+    assert len(predicted) == len(set(predicted)) == batches.windows * seq_len
+
+
+def test_batches_are_a_function_of_the_step(ring):
+    batches = Batches(ring, 4, 7, seed=5)
+    straight = [batch for batch, _ in zip(batches, range(40), strict=False)]
+    resumed = Batches(ring, 4, 7, seed=5)
+    for step in (39, 0, 17, 17, 3, 38):
+        for ours, theirs in zip(resumed.batch(step), straight[step], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(ring):
+    batches = Batches(ring, 10, 10)
+    assert batches.windows == 10
+    assert batches.steps_per_epoch == 1
+    assert [batches.epoch(step) for step in range(3)] == [0, 1, 2]
+    orders = [batches.batch(0)[0], batches.batch(1)[0], Batches(ring, 10, 10, seed=1).batch(0)[0]]
+    for i in range(3):
+        for j in range(i):
+            assert not torch.equal(orders[i], orders[j])
+            # the cuts move too, not only their order
+            assert set(orders[i][:, 0].tolist()) != set(orders[j][:, 0].tolist())
+
+
+def test_steps_of_an_epoch_are_rounded_up(ring):
+    batches = Batches(ring, 4, 10)
+    assert batches.steps_per_epoch == 3
+    assert [batches.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_ranks_share_the_rows_of_one_batch(ring, world_size):
+    whole = Batches(ring, 6, 9, seed=2)
+    parts = [Batches(ring, 6, 9, seed=2, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step in range(5):
+        for side in range(2):
+            together = torch.cat([part.batch(step)[side] for part in parts])
+            assert torch.equal(together, whole.batch(step)[side])
+        assert {part.epoch(step) for part in parts} == {whole.epoch(step)}
+
+
+def test_a_shard_smaller_than_a_window_says_how_many_tokens_are_needed(ring):
+    assert Batches(ring, 3, 100).batch(0)[0].shape == (3, 100)
+    with pytest.raises(DataError, match=r"has 101 tokens; one window of seq_len = 101 needs 102"):
+        Batches(ring, 3, 101)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, "batch_size = 0: must be 1 or more"),
+        ({"seq_len": 0}, "seq_len = 0: must be 1 or more"),
+        ({"seed": -1}, "seed = -1: must be 0 or more"),
+        ({"rank": 2, "world_size": 2}, "rank = 2: must be 0 to world_size - 1 = 1"),
+        ({"world_size": 3}, "batch_size = 4: must be a multiple of world_size = 3"),
+    ],
+)
+def test_wrong_settings_of_batches_are_named(ring, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(ring, **({"batch_size": 4, "seq_len": 8} | wrong))
+    with pytest.raises(IndexError, match="step -1"):
+        Batches(ring, 4, 8).batch(-1)
+
+
+def test_batches_can_be_trained_on(ring):
+    """They are tensors of their own: writing into one changes neither the shard nor the next batch."""
+    tokens, targets = Batches(ring, 2, 5).batch(0)
+    before = targets.clone()
+    tokens.fill_(0)
+    assert torch.equal(targets, before)
+    assert torch.equal(Batches(ring, 2, 5).batch(0)[1], before)
