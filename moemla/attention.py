@@ -51,6 +51,8 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+        if d_head is None and d_model % n_heads:
+            raise ValueError(f"n_heads={n_heads}: must divide d_model={d_model}, or d_head must be given")
         d_head = d_model // n_heads if d_head is None else d_head
         if n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}")

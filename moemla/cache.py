@@ -115,8 +115,8 @@ class LayerCache:
         self.cache, self.layer = cache, layer
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Writes new tensors (B, heads, T, width) behind the tokens held and returns views (B, heads, length + T,
-        width).
+        """Writes new tensors (B, heads, T, width) behind the tokens held and returns all that is held, (B, heads,
+        length + T, width): views, or copies in the new tensors' dtype where the cache has another.
         """
         cache, steps = self.cache, new[0].shape[2]
         cache.require_room(steps)
@@ -135,7 +135,7 @@ class LayerCache:
                 slots = cache.positions(steps, layer.device)
                 rows = torch.arange(cache.batch_size, device=layer.device)[:, None]
                 layer[rows, :, slots] = tensor.transpose(1, 2).to(layer.dtype)
-            seen.append(layer[:, :, : cache.length + steps])
+            seen.append(layer[:, :, : cache.length + steps].to(tensor.dtype))
         return tuple(seen)
 
     def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:

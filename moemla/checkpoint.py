@@ -16,17 +16,26 @@ from torch import nn
 from moemla.config import ModelConfig
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
-from moemla.tokenizer import Tokenizer
+from moemla.tokenizer import Tokenizer, replacing, why
 
 
 def write_json(path: Path, value) -> None:
-    """Writes JSON under a temporary name, flushes it and renames it. Built in chapter 13."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    """Writes JSON whole or not at all. Built in chapter 13."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; MoemlaError where it is missing or damaged. Built in chapter 13."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MoemlaError(f"cannot read {path}: {why(error)}") from error
+    except ValueError as error:
+        raise MoemlaError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict):
+        raise MoemlaError(f"{path} is damaged: it holds no object")
+    return value
 
 
 def checkpoints(run: str | os.PathLike) -> list[Path]:
@@ -50,6 +59,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def _remove(path: Path) -> None:
+    """Takes a checkpoint away under another name first: one that is half deleted is none."""
+    hidden = path.with_name(f".{path.name}.old")
+    os.replace(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
 def save_checkpoint(run: str | os.PathLike, model: LanguageModel, optimizers, state: dict, keep: int = 2) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
     Built in chapter 13.
@@ -59,29 +75,34 @@ def save_checkpoint(run: str | os.PathLike, model: LanguageModel, optimizers, st
     from safetensors.torch import save_file
 
     folder = Path(run) / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state['step']:08d}"
     part = folder / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     names = {parameter: name for name, parameter in model.named_parameters()}
+    device = model.embedding.weight.device
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         model.save(part)
-        save_file(
-            _optimizer_tensors(optimizers, names) | {"rng": torch.get_rng_state()}, part / "optimizer.safetensors"
-        )
+        save_file(_optimizer_tensors(optimizers, names) | _random_state(device), part / "optimizer.safetensors")
         write_json(part / "state.json", state)
         _sync(part)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         os.replace(part, target)
         _sync(folder)
+        for old in checkpoints(run)[:-keep]:
+            _remove(old)
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
         raise MoemlaError(f"checkpoint {target} could not be written: {error}") from error
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
     return target
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """What dropout draws from: the CPU's generator and the GPU's own."""
+    state = {"rng": torch.get_rng_state()}
+    return state | {"rng-cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
 def load_checkpoint(path: str | os.PathLike, model: LanguageModel, optimizers=()) -> dict:
@@ -95,18 +116,26 @@ def load_checkpoint(path: str | os.PathLike, model: LanguageModel, optimizers=()
     _load_weights(model, path)
     try:
         tensors = load_file(path / "optimizer.safetensors")
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        torch.set_rng_state(tensors.pop("rng"))
+        on_gpu = tensors.pop("rng-cuda", None)
+        if on_gpu is not None and model.embedding.weight.is_cuda:
+            torch.cuda.set_rng_state(on_gpu, model.embedding.weight.device)
+        parameters = dict(model.named_parameters())
+        for number, optimizer in enumerate(optimizers):
+            mine = {key: value for key, value in tensors.items() if key.startswith(f"{number}/")}
+            for key, value in mine.items():
+                _, field, name = key.split("/", 2)
+                parameter = parameters[name]
+                optimizer.state[parameter][field] = value.to(parameter.device)  # a fused AdamW counts its steps there
     except Exception as error:
-        raise MoemlaError(f"checkpoint {path} cannot be read: {error}") from error
-    torch.set_rng_state(tensors.pop("rng"))
-    parameters = dict(model.named_parameters())
-    for number, optimizer in enumerate(optimizers):
-        mine = {key: value for key, value in tensors.items() if key.startswith(f"{number}/")}
-        for key, value in mine.items():
-            _, field, name = key.split("/", 2)
-            device = parameters[name].device if value.dim() else value.device
-            optimizer.state[parameters[name]][field] = value.to(device)
-    return state
+        raise MoemlaError(f"checkpoint {path} cannot be read: {_brief(error)}") from error
+    return read_json(path / "state.json")
+
+
+def _brief(error: Exception) -> str:
+    """One line, and not the names of all tensors."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + " ..."
 
 
 def _load_weights(model: LanguageModel, folder: Path) -> None:
@@ -118,14 +147,14 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
             weights["head.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
     except Exception as error:
-        raise MoemlaError(f"weights in {folder} cannot be loaded: {error}") from error
+        raise MoemlaError(f"weights in {folder} cannot be loaded: {_brief(error)}") from error
 
 
 def load(path: str | os.PathLike, device=None) -> tuple[LanguageModel, Tokenizer | None]:
     """(model, tokenizer) from a folder that `model.save` wrote or from a run (its last checkpoint). Built in chapter 5.
 
     The model comes in float32 and in eval mode; the tokenizer is None where the folder has none. MoemlaError if nothing
-    is there.
+    is there, a file is damaged, or the tokenizer is not the run's.
     """
     path = Path(path)
     weights = path
@@ -134,10 +163,22 @@ def load(path: str | os.PathLike, device=None) -> tuple[LanguageModel, Tokenizer
             raise MoemlaError(f"{path} holds no model: neither model.safetensors nor a complete checkpoint")
         weights = checkpoints(path)[-1]
     try:
-        config = ModelConfig.from_dict(json.loads((weights / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        config = ModelConfig.from_dict(read_json(weights / "config.json"))
+    except (TypeError, ValueError) as error:
         raise MoemlaError(f"{weights / 'config.json'} cannot be used: {error}") from error
     model = LanguageModel(config, device=device)
     _load_weights(model, weights)
-    vocabulary = path / "tokenizer.json"
-    return model.eval(), Tokenizer.load(vocabulary) if vocabulary.is_file() else None
+    tokenizer = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else None
+    _check_tokenizer(path, config, tokenizer)
+    return model.eval(), tokenizer
+
+
+def _check_tokenizer(path: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    if tokenizer is None:
+        return
+    expected = read_json(path / "train.json").get("tokenizer") if (path / "train.json").is_file() else None
+    if tokenizer.vocab_size != config.vocab_size or expected not in (None, tokenizer.hash):
+        raise MoemlaError(
+            f"{path / 'tokenizer.json'} ({tokenizer.vocab_size} tokens, {tokenizer.hash[:12]}) is not the tokenizer of "
+            f"this model ({config.vocab_size} tokens{f', {expected[:12]}' if expected else ''}): put that one back"
+        )

@@ -5,6 +5,8 @@ interrupted.
 """
 
 import json
+import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -135,7 +137,7 @@ class Evaluate:
     """Print one JSON object."""
 
     def __call__(self) -> None:
-        from moemla.checkpoint import load
+        from moemla.checkpoint import load, read_json
         from moemla.data import read_stories
         from moemla.evaluation import evaluate
 
@@ -144,9 +146,9 @@ class Evaluate:
             raise MoemlaError(f"{self.run} has no tokenizer.json")
         facts, text, context = self.run / "train.json", self.text, self.context
         if facts.is_file():
-            settings = json.loads(facts.read_text(encoding="utf-8"))
+            settings = read_json(facts)
             text = text or Path(settings["folder"]) / "valid.txt"
-            context = context or settings["train"]["seq_len"]
+            context = settings["train"]["seq_len"] if context is None else context
         if text is None:
             raise MoemlaError("name the stories to score with --text FILE")
         found = evaluate(model, tokenizer, read_stories(text), context)
@@ -237,7 +239,7 @@ class LiveLine:
     def __init__(self, steps: int, stream=None):
         self.stream = stream or sys.stdout
         self.steps, self.terminal, self.open = steps, self.stream.isatty(), False
-        self.every = max(1, steps // 20)
+        self.part = 0  # twentieths of the run that have had their line
 
     def __call__(self, row) -> None:
         load = "" if row.load_cv is None else f"  load CV {row.load_cv:.2f} (floor {row.load_cv_floor:.2f})"
@@ -245,11 +247,14 @@ class LiveLine:
             f"step {row.step}/{self.steps}  loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s  "
             f"{row.utilisation:.0%} of matmul speed{load}  {clock(row.seconds_left)} left"
         )
+        part = 20 * row.step // self.steps
         if self.terminal:
-            self.stream.write(f"\r\x1b[2K{text}")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+            self.stream.write(f"\r\x1b[2K{text[:width]}")
             self.open = True
-        elif row.step % self.every == 0 or row.step == self.steps:
+        elif part > self.part:
             self.stream.write(text + "\n")
+            self.part = part
         self.stream.flush()
 
     def close(self) -> None:
@@ -275,25 +280,32 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments)
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt as error:
         print(f"\nmoemla: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader (head, less) has gone
+    except BrokenPipeError:  # the reader (head, less) has gone; what is left to write, on leaving too, goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except (MoemlaError, ValueError) as error:
+    except Exception as error:
         if debug:
             raise
-        print(f"moemla: {error}", file=sys.stderr)
+        if isinstance(error, MoemlaError | ValueError):
+            text = str(error)
+        elif isinstance(error, OSError):
+            text = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        else:
+            text = f"{type(error).__name__}: {error} (--debug shows where)"
+        print("moemla:", " ".join(text.split()), file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except OSError as error:
-        if debug:
-            raise
-        print(f"moemla: {error.filename or 'input/output'}: {error.strerror or error}", file=sys.stderr)
-        return 1
 
 
-DESCRIPTION = "Mixture of experts, latent attention and rotary positions for small language models."
+DESCRIPTION = (
+    "Mixture of experts, latent attention and rotary positions for small language models. --debug, anywhere, shows the "
+    "traceback of an error."
+)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ class Parameters:
 
     @property
     def embedding(self) -> int:
-        """Token table, learned positions, and the head where it is not tied."""
+        """Token table, learned positions, and the head where it is not tied. Built in chapter 9."""
         return self.token_embedding + self.position_embedding + self.head
 
     @property
     def active_share(self) -> float:
-        """`active` over `total`."""
+        """`active` over `total`. Built in chapter 9."""
         return self.active / self.total
 
 
@@ -202,8 +202,10 @@ def corrected_mla_macs(n: int, d: int, r: int, n_heads: int, form: str = "rebuil
 
 
 def lemma_3_1(n: int, d: int, rho: float, n_heads: int = 8) -> dict[str, float]:
-    """MLA over MHA in Lemma 3.1: printed, as its proof's terms sum, and in both real forms. Built in
-    chapter 3."""
+    """MLA over MHA in Lemma 3.1: printed, as its proof's terms sum, and in both real forms.
+
+    Built in chapter 3.
+    """
     r, mha = round(rho * d), printed_mha_macs(n, d)
     return {
         "printed": printed_mla_macs(n, d, r) / mha,
@@ -224,8 +226,10 @@ def corrected_moe_macs(d: int, d_expert: int, n_routed: int, n_shared: int, top_
 
 
 def printed_block_macs(n: int, d: int, r: int, n_total: int, n_shared: int, top_k: int) -> float:
-    """Eq. 20 (Theorem 3.3), constants as 1: 4nd^2 of FFN leaves a sum it never entered. Built in chapter
-    9."""
+    """Eq. 20 (Theorem 3.3), constants as 1: 4nd^2 of FFN leaves a sum it never entered.
+
+    Built in chapter 9.
+    """
     experts = d * n_total + (top_k + n_shared) * d**2 / n_total
     return printed_mla_macs(n, d, r) + experts - 4 * n * d**2
 

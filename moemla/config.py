@@ -44,6 +44,12 @@ def require(condition: bool, field: str, value: Any, right: str) -> None:
         raise ValueError(f"{field}={value!r}: {right}")
 
 
+def require_count(field: str, value: Any) -> None:
+    """`require` for a whole number of at least 1. Built in chapter 5."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 1, field, value, "must be a whole number of at least 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of one language model, checked when it is made. Built in chapter 5; every chapter adds its
@@ -91,7 +97,8 @@ class ModelConfig:
     def __post_init__(self):
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            require(value is None or value in allowed, name, value, f"choose one of {', '.join(allowed)}")
+            open_ = value is None and name in ("cache", "scores")  # filled in below
+            require(open_ or value in allowed, name, value, f"choose one of {', '.join(allowed)}")
         self._fill()
         self._check()
 
@@ -119,22 +126,25 @@ class ModelConfig:
         default("bias_in_gate", literal)
 
     def _positive(self, name: str) -> None:
-        value = getattr(self, name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole and value >= 1, name, value, "must be a whole number of at least 1")
+        require_count(name, getattr(self, name))
 
     def _check(self) -> None:
         for field in fields(self):
             if field.type in (int, int | None) and field.name != "n_shared":
                 self._positive(field.name)
+            if field.type is float:
+                value = getattr(self, field.name)
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                require(number and math.isfinite(value), field.name, value, "must be a finite number")
         for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
-        require(isinstance(self.n_shared, int) and self.n_shared >= 0, "n_shared", self.n_shared, "must be 0 or more")
+        whole = isinstance(self.n_shared, int) and not isinstance(self.n_shared, bool)
+        require(whole and self.n_shared >= 0, "n_shared", self.n_shared, "must be a whole number of 0 or more")
         require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "must be at least 2")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
         require(self.rope_theta > 1, "rope_theta", self.rope_theta, "must be above 1 (10000 is usual)")
         scale = self.routed_scale
-        require(math.isfinite(scale) and scale > 0, "routed_scale", scale, "must be above 0")
+        require(scale > 0, "routed_scale", scale, "must be above 0")
         heads, kv_heads = self.n_heads, self.n_kv_heads
         require(heads % kv_heads == 0, "n_kv_heads", kv_heads, f"must divide n_heads={heads}")
         grouped = kv_heads != heads
@@ -180,6 +190,7 @@ class ModelConfig:
         if attention == "gqa-rope":
             base["n_kv_heads"] = base["n_heads"] // 4
         given = base | changes
+        require_count("d_model", given["d_model"])
         if matched == "flops":
             given = _match_flops(cls, given, changes)
         elif base["ffn"] == "moe" and "d_expert" not in changes and given.get("reading") != "literal":

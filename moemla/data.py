@@ -194,14 +194,10 @@ class TokenShard:
             raise DataError(f"{path} is cut short inside its header; run `moemla prepare` again")
         _, shard_version, self.vocab_size, tokens, documents, digest = self.HEADER.unpack(header)
         if shard_version != self.VERSION:
-            raise DataError(
-                f"{path} has version {shard_version}, not {self.VERSION}; run `moemla prepare` again"
-            )
+            raise DataError(f"{path} has version {shard_version}, not {self.VERSION}; run `moemla prepare` again")
         expected = self.HEADER.size + 2 * tokens + 8 * (documents + 1)
         if size != expected:
-            raise DataError(
-                f"{path} is damaged: {size} bytes, its header says {expected}; run `moemla prepare` again"
-            )
+            raise DataError(f"{path} is damaged: {size} bytes, its header says {expected}; run `moemla prepare` again")
         self.tokenizer_hash: str = digest.hex()
         self.tokens = np.memmap(self.path, dtype="<u2", mode="r", offset=self.HEADER.size, shape=(tokens,))
         self.documents = np.fromfile(self.path, dtype="<i8", offset=self.HEADER.size + 2 * tokens)
@@ -219,9 +215,7 @@ class TokenShard:
         return self.tokens[self.documents[i] : self.documents[i + 1]]
 
 
-def write_shard(
-    path: str | os.PathLike[str], tokenizer: Tokenizer, documents: Iterable[Sequence[int]]
-) -> None:
+def write_shard(path: str | os.PathLike[str], tokenizer: Tokenizer, documents: Iterable[Sequence[int]]) -> None:
     """Writes stories, each a list of ids without EOT, as they come; the file appears when all are written.
 
     A full disk is a one-line `DataError`; after any failure nothing is left, and an older file stays.
@@ -465,7 +459,7 @@ class Batches:
     def _epoch_starts(self, epoch: int) -> np.ndarray:
         random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         offset = random.integers(len(self.shard.tokens))
-        return self.seq_len * random.permutation(self.windows)
+        return offset + self.seq_len * random.permutation(self.windows)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from step 0 on, without end."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moemla.balancing import coefficient_of_variation, dead_experts, max_violation, noise_floor
+from moemla.config import require
 from moemla.errors import DataError
 from moemla.model import LanguageModel
 from moemla.stories import Story
@@ -38,7 +39,9 @@ def document_nats(
     than `context` (default max_seq_len) is scored in strides of the context: a stride begins with the last token of the
     one before.
     """
-    context = context or model.config.max_seq_len
+    longest = model.config.max_seq_len
+    context = longest if context is None else context
+    require(1 <= context <= longest, "context", context, f"must be 1 to max_seq_len={longest}")
     device = model.embedding.weight.device
     pieces = []  # (document, its tokens from some place on): T scored tokens need T + 1
     for number, document in enumerate(documents):
@@ -145,11 +148,11 @@ class _LoadCounter:
 def shuffle_sentences(text: str, seed: int = 0) -> str:
     """The same sentences in another order: what a model loses on it is what it knew of the order. Built in chapter 1.
 
-    A sentence ends with . ! or ? and a closing quote, if there is one; line breaks stay where they were, counted in
-    sentences.
+    A sentence ends with . ! or ? and a closing quote, if there is one, before a capital letter or an opening quote (so
+    that '"Why?" asked Mia.' is one); line breaks stay where they were, counted in sentences.
     """
-    pieces = re.split(r"(?<=[.!?])(\s+)(?=[\"A-Z])|(?<=[.!?]\")(\s+)", text)
-    sentences, gaps = pieces[::3], [a or b for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
+    pieces = re.split(r"(?:(?<=[.!?])|(?<=[.!?]\"))(\s+)(?=[\"A-Z])", text)
+    sentences, gaps = pieces[::2], pieces[1::2]
     order = np.random.default_rng(seed).permutation(len(sentences))
     shuffled = [sentences[i] for i in order]
     return "".join(s + g for s, g in zip(shuffled, [*gaps, ""], strict=True))

@@ -24,13 +24,13 @@ def filter_logits(
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k={top_k!r}: must be at least 1")
-        least = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        best = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if top_p is not None:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
         ordered, order = logits.softmax(-1).sort(descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the mass before a token already suffices
+        beyond = ordered.cumsum(-1) - ordered >= (top_p if top_p < 1 else torch.inf)  # the mass before it suffices
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits.log_softmax(-1)
 
@@ -78,8 +78,8 @@ def generate(
     device = model.embedding.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     longest, limit = int(lengths.max()), model.config.max_seq_len
-    if longest > limit:
-        raise ValueError(f"tokens: a prompt of {longest} tokens is longer than max_seq_len={limit}")
+    if longest + (max_new_tokens > 0) > limit:
+        raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
     steps = min(max_new_tokens, limit - longest)
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
     rows = torch.arange(len(prompts), device=device)

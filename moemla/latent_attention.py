@@ -63,6 +63,8 @@ class MultiHeadLatentAttention(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        if d_head is None and d_model % n_heads:
+            raise ValueError(f"n_heads={n_heads}: must divide d_model={d_model}, or d_head must be given")
         d_head = d_model // n_heads if d_head is None else d_head
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         how = dict(bias=bias, device=device, dtype=dtype)

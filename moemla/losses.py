@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx is None and dweight is None:
                 continue
             slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))  # softmax - one-hot
-            slope = slope.mul_(kept / count).to(x.dtype)
+            slope = slope.mul_(kept.to(precise) / count).to(x.dtype)
             if dx is not None:
                 torch.mm(slope, weight, out=dx[rows])
             if dweight is not None:
@@ -42,8 +42,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # create_graph=True: the saved gradients are constants, theirs would be zero
+            raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy for them")
         dx, dweight = ctx.saved_tensors
         dx = None if dx is None else dx * upstream.to(dx.dtype)
         dweight = None if dweight is None else (dweight * upstream.to(dweight.dtype)).to(ctx.weight_dtype)
@@ -59,4 +60,6 @@ def linear_cross_entropy(
     x (N, D), weight (V, D), targets (N,) int64. At most `chunk` x V logits exist at once. Gradients are exact; asking
     for second derivatives raises. Built in chapter 5.
     """
+    if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
+        x, weight = x.detach(), weight.detach()
     return _LinearCrossEntropy.apply(x, weight, targets, chunk)

@@ -143,6 +143,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{held + steps} tokens are more than max_seq_len={self.config.max_seq_len}")
         valid = None
         if lengths is not None:
+            if cache is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+                raise ValueError(f"lengths={lengths.tolist()}: must be between 0 and the {steps} tokens of a row")
             valid = torch.arange(steps, device=tokens.device) < lengths.to(tokens.device)[:, None]
         x = self.embedding(tokens)
         if self.position is not None:
@@ -166,7 +168,7 @@ class LanguageModel(nn.Module):
     def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
         """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""
         c, weight = self.config, self.embedding.weight
-        how = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=max_len or c.max_seq_len)
+        how = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=c.max_seq_len if max_len is None else max_len)
         how |= dict(device=weight.device, dtype=dtype or weight.dtype)
         if c.cache == "kv":
             return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **how)

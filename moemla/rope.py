@@ -65,7 +65,9 @@ class RotaryEmbedding(nn.Module):
     def forward(
         self, x: Float[Tensor, "b h t k"], positions: Int[Tensor, "c t"] | None = None
     ) -> Float[Tensor, "b h t k"]:
-        """Turns x (B, H, T, K) by its positions ((B or 1, T); default 0 .. T-1). ValueError past max_seq_len."""
+        """Turns x (B, H, T, K) by its positions ((B or 1, T); default 0 .. T-1). ValueError for more than max_seq_len
+        of them; IndexError for a given position outside the table.
+        """
         if positions is not None:
             return apply_rope(x, self.cos[positions], self.sin[positions], self.layout)
         steps = x.shape[2]

@@ -116,6 +116,9 @@ class Router(nn.Module):
 
         return super()._apply(keep_precision, recurse)
 
+    def __getstate__(self):  # a copy or a pickle of the model leaves the last pass, and its graph, behind
+        return self.__dict__ | {"last": None}
+
     def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
         flat = rearrange(x, "... d -> (...) d")
         with torch.autocast(x.device.type, enabled=False):
@@ -123,7 +126,7 @@ class Router(nn.Module):
         valid = None if valid is None else valid.flatten()
         self.last = route(logits, self.bias, self.top_k, valid=valid, **self.how)
         # A pass that activation checkpointing repeats inside backward has been counted already.
-        repeated = torch._C._current_graph_task_id() != -1
+        repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if self.training and not repeated:
             self.load += self.last.counts
         return self.last

@@ -104,8 +104,8 @@ class _Teller:
         self.position = self.sentence = 0
         self.first_mention: dict[str, tuple[int, int]] = {}  # of a thing: position, sentence
         self.topic: _Character | None = None
-        self.quoted = self.article = self.capital = False
-        self.after_space = True
+        self.quoted = self.article = self.capital = self.space = False
+        self.at_break = True  # at the start of a paragraph
         self.agreements: list[Agreement] = []
 
     def pick(self, n: int) -> int:
@@ -153,18 +153,25 @@ class _Teller:
                 self.sentence += 1
 
     def put(self, text: str) -> None:
-        if self.article and text:
-            self.article = False
-            self.put("an " if text[0] in "aeiou" and not text.startswith(("uni", "use", "one")) else "a ")
-        if self.after_space and text[:1] == " ":
-            text = text[1:]
+        """Adds text. A space at its end waits for the next word, so that what is left out leaves no double space."""
+        if text[:1] == " ":
+            self.space, text = not self.at_break, text[1:]
         if not text:
             return
+        if self.article:
+            self.article = False
+            self.put("an " if text[0] in "aeiou" and not text.startswith(("uni", "use", "one")) else "a ")
         if self.capital:
             text, self.capital = text[0].upper() + text[1:], False
+        if self.space:
+            self.space = False
+            if text[0] not in "\n.,!?":
+                text = " " + text
+        if text[-1] == " ":
+            self.space, text = True, text[:-1]
         self.pieces.append(text)
         self.position += len(text)
-        self.after_space = text[-1] in " \n"
+        self.at_break = text[-1] == "\n"
 
     def mention(self, key: str) -> None:
         """A thing of the world; a second mention in a later sentence is an agreement if its rival was mentioned."""
@@ -222,18 +229,19 @@ class _Teller:
 
     def say_name(self, who: _Character, role: str, marked: bool, ending: str) -> None:
         who.pronouns_in_a_row = 0
+        start = self.position + self.space
         if who.first_position < 0:
-            who.first_position, who.first_sentence = self.position, self.sentence
+            who.first_position, who.first_sentence = start, self.sentence
         elif marked and who.first_sentence < self.sentence:
             other = self.world.get("f" if role == "h" else "h")
             if other is not None and other.first_position >= 0:
-                span = (self.position, self.position + len(who.name), who.first_position)
+                span = (start, start + len(who.name), who.first_position)
                 self.agreements.append(Agreement("name", *span, other.name))
         self.put(who.name)
         self.put(ending)
 
     def say_pronoun(self, who: _Character, form: str) -> None:
-        start, word = self.position, _PRONOUNS[who.gender][form]
+        start, word = self.position + self.space, _PRONOUNS[who.gender][form]
         # The first word of a sentence that tells the gender is the one that reaches back.
         if 0 <= who.first_sentence < self.sentence and who.last_sentence < self.sentence:
             wrong = _PRONOUNS[1 - who.gender][form]

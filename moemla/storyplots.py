@@ -30,33 +30,39 @@ def _plot(worlds: tuple[str, ...], text: str, **fixed: str) -> Plot:
 
 MACROS: dict[str, list[str]] = {
     "open": [
-        "[Once upon a time|Once|Long ago|One year] there [was|lived] a [little|young|{trait}] {h.kind} named {H}. "
-        "{h} lived in a {nest} and [loved|liked] {hobby}.",
-        "{H} was a {trait} {h.kind} who lived in a {nest}. [Most of all|More than anything|Above all], "
+        "[Once upon a time|Once|Long ago|One year|Years ago] there [was|lived] a [little|young|small|{trait}] {h.kind} named {H}. "
+        "{h} lived in a {nest} and [loved|liked|enjoyed] {hobby}.",
+        "{H} was a {trait} {h.kind} who lived in a {nest}. [Most of all|More than anything|Above all|Best of all], "
         "{he} [loved|liked|enjoyed] {hobby}.",
-        "in a {nest} lived a {trait} {h.kind} named {H}. {h} [was always|spent whole days|was fond of] {hobby}.",
-        "there was once a {trait} {h.kind} called {H}. {h.s} home was a {nest}, and {his} [joy|pride|hobby] was {hobby}.",
-        "a {trait} {h.kind} named {H} lived in a {nest}. Nobody was better at {hobby}.",
+        "in a {nest} lived a {trait} {h.kind} named {H}. {h} [was always|spent whole days|was fond of|never tired of] {hobby}.",
+        "there was once a {trait} {h.kind} called {H}. {h.s} home was a {nest}, and {his} [joy|pride|hobby|delight] was {hobby}.",
+        "a {trait} {h.kind} named {H} lived in a {nest}. [Nobody was better at|Nothing was nicer for {him} than] {hobby}.",
+        "{H}, a {trait} {h.kind}, lived in a {nest} with {M.o}. [On most days|Day after day|Whenever {he} could], {h!} was {hobby}.",
     ],
     "treasure": [
-        "{h.s} [best|dearest] [thing|treasure] was a {oc}. {h} [liked|loved] to {do}. "
-        "<It was dearer to {h.o} than {his} {xc}.>",
-        "{h} had a {xc} and a {oc}, but [liked|loved] the {o} more. <Every day {he} {did}.>",
+        "{h.s} [best|dearest] [thing|treasure] was a {oc}. {h} [liked|loved] to {do}, and {his} {xc} [came second|was forgotten].",
+        "{h} had a {xc} and a {oc}, but [liked|loved] the {o} more. <[Every day|Each morning|After breakfast] {he} {did}.>",
         "{M} had given {h.o} a {oc}. [Every morning|Every day|After lunch] {h} {did}, and {his} {xc} was left [alone|on the shelf].",
-        "next to {his} bed {h} kept a {xc} and a {oc}. The {o!} was [special|the best]: {h} [could|would] {do} for hours.",
+        "{h} kept a {xc} and a {oc} [beside {his} bed|on a shelf|in a box]. The {o!} was [special|the best]: {h} [could|would] {do} for hours.",
+        "{h} owned [two fine things|two treasures]: a {xc} and a {oc}. <[But|Still,] the {o!} was the dearer one.>",
     ],
     "when": [
-        "one {weather} {day}",
-        "one {day}, when {sky}",
-        "on a {weather} {day}",
-        "it was a {weather} {day}, and",
+        "one {weather} {day},",
+        "one {day}, when {sky},",
+        "on a {weather} {day},",
+        "it was a {weather} {day} when",
     ],
-    "pal.kid": ["{his} friend {F}", "{his} neighbor {F}", "a {f.kind} named {F}", "{his} [best|good|old] friend {F}"],
-    "pal.wild": ["{his} friend {F} the {f.kind}", "a {f.kind} named {F}", "{F}, a {trait2} {f.kind},"],
-    "palo.kid": ["{his} friend {F.o}", "{his} neighbor {F.o}", "a {f.kind} named {F.o}"],
-    "palo.wild": ["{his} friend {F.o} the {f.kind}", "a {f.kind} named {F.o}"],
+    "pal.kid": [
+        "{his} friend {F}",
+        "{his} neighbor {F}",
+        "a {f.kind} named {F}",
+        "{his} [best|good|old|dear] friend {F}",
+    ],
+    "pal.wild": ["{his} friend {F} the {f.kind}", "a {f.kind} named {F}", "a {trait2} {f.kind} named {F}"],
+    "palo.kid": ["{his} friend {F.o}", "{his} neighbor {F.o}", "a {f.kind} named {F.o}", "{his} [best|old] friend {F.o}"],
+    "palo.wild": ["{his} friend {F.o} the {f.kind}", "a {f.kind} named {F.o}", "a {trait2} {f.kind} named {F.o}"],
     "thanks": [
-        '"[Thank you|Thanks|Thank you so much], {f!}," said {H}[| with a smile|, smiling].',
+        '"[Thank you|Thanks|Thank you so much], {f!}," said {H}[| with a smile|, smiling|, out of breath].',
         '"[Oh, thank you|You did it|You are the best|How can I thank you], {f!}!" {h} [cried|called|laughed].',
         "{h} [thanked|hugged] {f!.o}[ again and again| and laughed| with all {his} heart|].",
     ],
@@ -70,121 +76,104 @@ MACROS: dict[str, list[str]] = {
         "what a happy {h.kind} {h} was!",
         "{h} felt [warm inside|as light as a feather|proud and glad].",
     ],
+    "what": [
+        '"[Why are you so sad|What is the matter|What are you looking for|What is wrong|Why the long face], {h!}?" asked {F}.',
+        '{F} saw [{h!.s} face|that {h!} was sad]. "[What happened|Can I help|Tell me what is wrong]," {f} said.',
+    ],
     "bedtime": [
         "[that night|that evening|when night fell], {evening}.",
-        "[later|at last] {evening}, and the day was over.",
-        "soon {evening}.",
+        "[later|at last|after supper] {evening}.",
+        "soon {evening}, and [{h!} was tired|{M} called for supper|{h!} yawned].",
     ],
     "endo": [
-        "@bedtime [Back|At home] in the {nest}, {h!} [put|laid] the {o!} next to the {x} and [thought of|smiled about] {f!.o}.",
-        "from [that day on|then on], whenever {h!} [saw|looked at|picked up] the {o!}, {he} [thought of|remembered] {f!.o}.",
-        "@bedtime In the {nest}, {h!} told {M.o} about {f!.o} and the {o!}. [Then {he} fell asleep|{M} smiled].",
-        "[Now|After that] {h!} and {f!} often [met|played] {pin}, and the {oc} always [came along|went with them].",
-        "[to this day|even now], {h!} [keeps|has] the {oc} in the {nest}, and [{f!} still comes to see it|{f!} often comes to visit].",
+        "@bedtime [Back|Safe] in the {nest}, {h!} [put|laid] the {o!} [next to|beside] the {x!} and [thought of|smiled about|dreamed of] {f!.o}.",
+        "from [that day on|then on], whenever {h!} [saw|looked at|picked up|held] the {o!}, {he} [thought of|remembered] {f!.o}.",
+        "@bedtime In the {nest}, {h!} told {M.o} about {f!.o} and the {o!}. <[Then {he} fell asleep|{M} smiled].>",
+        "[Now|After that|Since then] {h!} and {f!} [often met|met every week|played every day], and the {oc} [always came along|was always there].",
+        "[to this day|even now|still today], {h!} [keeps|has] the {oc} in the {nest}, and {f!} [still comes to see it|often comes to visit].",
+        "[that was how|and so] {h!} and {f!} [became friends for life|came to share a secret], and the {o!} [had|got] a place of honor in the {nest}.",
     ],
     "endh": [
-        "@bedtime [Back|At home] in the {nest}, {h!} [told|wrote] {M.o} all about {f!.o} [before going to sleep|until {he} fell asleep].",
-        "after that, {h!} still loved {hobby}, but now {f!} [came along|joined in|was always there too].",
-        "[from then on|ever since], {h!} and {f!} [were|have been] the best of friends, and {pin} you could see them {hobby}.",
+        "@bedtime [Back|Safe] in the {nest}, {h!} [told|talked to] {M.o} about {f!.o} [before going to sleep|until {he} fell asleep].",
+        "[after that|later|ever since], {h!} still loved {hobby}, but now {f!} [came along|joined in|was always there too].",
+        "[from then on|after that|from that day on], {h!} and {f!} were [the best of friends|always together], and every {weekday} [you could see them|they met for] {hobby}.",
         "@bedtime {h!} went home to the {nest}, and {f!} waved [for a long time|until it was dark].",
+        "and if you pass the {nest} today, you may [see|find] {h!} and {f!} there, {hobby}.",
     ],
-    "highhelp.kid": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, I have a {tool} at home," said {F}. {f} [ran home|was gone] and soon '
-        "came back with the {tool}. {F} [held|lifted] the {tool} [up|high], [gave a little push|moved it to and fro], and down came the {o!}.",
-        '{H} [ran|went] home to ask {M.o}. "[Maybe|I think] {f!} has a {tool}," said {m}. And [indeed|so it was]: @pal had one. '
-        "[Together|With great care] they [carried|brought] the {tool} to the {p}, and {F} got the {o!} down with it.",
+    "askhelp": [
+        '@pal [saw it|came by|was watching|heard the cry]. "[Wait|Do not worry|Leave it to me], {h!}, ',
     ],
-    "highhelp.wild": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, a {f.kind} can climb [well|very high]," said {F}. '
-        "{f} climbed up and up, [shook it free|took hold of it], and down came the {o!}.",
-        '"[I cannot climb|A {h.kind} is no climber]," {h} thought, "but {f!} can." {h} ran to fetch @palo. The {f.kind} climbed '
-        "[up without fear|to the very top] and came back with the {o!}.",
+    "help.kid": [
+        '@askhelp I have a {tool} [at home|in the shed]," said {F}. {f} [ran off|was gone] and [soon|quickly] came back with the {tool}. '
+        "{F} [held|moved|turned] it [carefully|this way and that], and [out|back] came the {o!}.",
+        '{M} came [over|out]. "Ask {f!}," {m} said. "[There is|You will find] a {tool} in {f.s} shed." So {H} [ran|hurried] to @palo, '
+        "and they [brought|carried] the {tool} [back|to the {p}]. {F} [hooked|caught] the {o!} with it [at once|on the third try].",
     ],
-    "waterhelp.kid": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, I will get my {tool}," said {F}. {f} [ran home|was gone] and soon '
-        "came back with the {tool}. {F} [leaned out|lay down], reached for the {o!} with it, and pulled it [out|to the edge].",
-        '{M} [came|looked up]. "Ask {f!}," said {m}. "There is a {tool} in {f.s} shed." So {H} [ran|hurried] to @palo. They brought the {tool} '
-        "[at once|to the {p}], and {F} [caught|hooked] the {o!} and drew it [in|out].",
-    ],
-    "waterhelp.wild": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, a {f.kind} can swim [well|in any water]," said {F}. '
-        "{f} [dived in|jumped in|slid in], [took hold of it|swam around it], and pushed the {o!} [to the edge|out].",
-        '"[I cannot swim|A {h.kind} is no swimmer]," {h} thought, "but {f!} can." {h} ran to fetch @palo. The {f.kind} swam '
-        "[out without fear|as fast as a fish] and came back with the {o!}.",
-    ],
-    "holehelp.kid": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, I have a {tool}," said {F}. {f} [ran home|was gone] and soon '
-        "came back with the {tool}. {F} let the {tool} down, [turned it|moved it to and fro], and up came the {o!}.",
-        '{M} [came|looked up]. "Ask {f!}," said {m}. "You need a {tool}." So {H} [ran|hurried] to @palo. They brought the {tool} '
-        "[at once|to the {p}], and {F} [caught|hooked] the {o!} and drew it [up|out].",
-    ],
-    "holehelp.wild": [
-        '@pal [saw it|came by|was watching]. "[Wait|Do not worry], {h!}, a {f.kind} can squeeze [in anywhere|through any gap]," said {F}. '
-        "{f} [breathed out|pulled in {f.his} tummy], [slipped inside|went in], and pushed the {o!} [up|out].",
-        '"[I am too big|A {h.kind} is too big for this]," {h} thought, "but {f!} is not." {h} ran to fetch @palo. The {f.kind} squeezed '
-        "[in without fear|in like a worm] and came back with the {o!}.",
+    "help.wild": [
+        '@askhelp a {f.kind} can {able}," said {F}. {f} {rescued} and [soon|quickly] came back with the {o!}.',
+        '"[I cannot do it|A {h.kind} cannot {able}]," {h} [thought|said], "but {f!} can." {h} ran to @palo. The {f.kind} {rescued} '
+        "and [brought back|came out with] the {o!}.",
     ],
     "lessonhelp": [
-        "{h} had learned that [asking for help|a friend] is [better than crying|worth more than a {o}].",
-        '"What one cannot do, two can," {M} said [that evening|later] to {h!.o}.',
-        "[so|and so] {h} learned to ask {f!.o} for help [sooner|right away].",
-        "",
+        "{h} had learned that [asking for help is better than crying|a good friend is worth more than a {o}].",
+        '"What one cannot do, two can," {M} [said|told {h!.o}] [that evening|later].',
+        "so {h} learned to ask {f!.o} for help [sooner|right away].",
     ],
     "lessontruth": [
         "{h} never [lied to|hid anything from] {f!.o} again.",
         "{h} had learned that the truth [weighs less than a lie|is the best glue].",
-        '"The truth is hard for a minute, and a lie is hard all day," {M} told {h!.o}.',
-        "and {h} felt [light|free] again, because there was nothing to hide from {f!.o}.",
+        '"The truth is hard for a minute, {h!}, and a lie is hard all day," {M} [said|told {h.o}].',
+        "and {h} felt [light|free] again, with nothing to hide from {f!.o}.",
     ],
     "lessonshare": [
-        "{h} had learned that [sharing makes things bigger|things are better when they are shared].",
-        '"What you share comes back," {M} told {h!.o}.',
+        "{h} had learned that [sharing makes things bigger|joy grows when it is shared].",
+        '"What you share comes back, {h!}," said {M}.',
         "from then on {h} shared [gladly|everything] with {f!.o}.",
         "so {h} and {f} learned to share.",
     ],
     "lessonfear": [
-        "{h} had learned that being brave means being afraid and [going on|doing it anyway].",
-        '"Brave is who shakes and goes on," {M} said to {h!.o}.',
+        "{h} had learned that [being brave means being afraid and going on|only those who are afraid can be brave|a brave heart may beat fast].",
+        '"Brave is who shakes and goes on, {h!}," said {M}.',
         "{h} was still a bit afraid of {fear}, but now {he} knew what to do.",
     ],
     "lessongift": [
         "{h} learned that a present you work for [is the best|makes two people happy].",
-        '"The best part of it is your work," {M} told {h!.o}.',
+        '"The best part of the {o!} is your work, {h!}," {M} said.',
         "{h} was prouder of the {o!} than if {he} had [bought|found] it.",
     ],
     "lessonsmall": [
         "to help someone small is a big thing.",
-        "{h} learned that [the smallest voice|a small voice] needs [the best ears|a good listener].",
+        "{h} learned that a small voice needs [the best ears|a good listener].",
         "[now|then] {h} was [happy|glad] too.",
     ],
     "lessoncook": [
         "{h} learned to [look twice|look before pouring].",
-        '"A mistake is only the first half of a recipe," {M} told {h!.o}.',
+        '"A mistake is half of a recipe, {h!}," {M} said.',
         "after that {h} never mixed up {wrong} and {spice} again.",
     ],
     "lessonrain": [
-        "{h} learned that a good friend is better than good weather.",
+        "{h} learned that a good friend [is better than|can do more than] good weather.",
         '"Sunshine is where your friends are," {M} told {h!.o}.',
         "and {h} was almost thankful for the rain.",
     ],
     "lessoncontest": [
         "{f} never bragged about the {contest} again.",
-        "{h} had learned that [winning is not the best prize|a friend is the best prize].",
-        '"You came last and won," {M} said to {h!.o}.',
+        "{h} had learned that a friend is the best prize.",
+        '"You came last and won, {h!}," {M} said.',
     ],
     "lessonnoise": [
         "{h} learned that [most things are smaller by day|a scary sound is often a small thing].",
-        '"Look first, and then be afraid," {M} told {h!.o}.',
+        '"Look first, {h!}, and then be afraid," {M} said.',
         "after that no {noise} could scare {h!.o}.",
     ],
     "lessonstranger": [
         "a good deed [comes back|is never lost].",
-        '"Kindness goes around and comes home," {M} told {h!.o}.',
-        "after that {h} and {f} [often helped|visited] the {k.kind} together.",
+        '"Kindness goes around, {h!}, and comes home," {M} said.',
+        "after that {h} and {f} often [helped|visited] the {k.kind} together.",
     ],
     "lessonbuild": [
         "{h} learned to [take {his} time|listen to good advice].",
-        '"Slow hands build high," {M} told {h!.o}.',
+        '"Slow work stands long, {h!}," {M} said.',
         "{h} had learned more from the first {building} than from the second.",
     ],
     "lessonnew": [
@@ -194,13 +183,19 @@ MACROS: dict[str, list[str]] = {
     ],
     "lessonlost": [
         "{h} promised never to go past the {p} alone again.",
-        '"Next time, listen to me before you follow a {lure}," {M} told {h!.o}.',
+        '"Next time look back before you follow a {lure}, {h!}," {M} said.',
         "{h} learned to look back at the way now and then.",
     ],
     "lessonbirthday": [
         "{h} learned that quiet friends may be busy friends.",
-        '"We could never forget you," {M} told {h!.o}.',
+        '"We could never forget you, {h!}," {M} said.',
         "{h} was a little ashamed, but mostly happy.",
+    ],
+    "lessonwait": [
+        "Good things need time",
+        "What grows slowly grows well",
+        "A seed cannot be hurried",
+        "A {crop!} does not grow faster when you pull at it",
     ],
 }
 
@@ -211,124 +206,123 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        @when, {H} took the {o} [along to|to] the {p}. [Before lunch|On the way home|A little later], {h} [reached for it|
-        wanted to {do}], but it was gone. "[Oh no|Oh dear|Help]! My {o!} is [lost|gone]!" {he} [cried|wailed|said].
+        @when {H} took the {o} [along to|to] the {p}. [Before lunch|On the way home|A little later|At noon], {h} [reached for it|
+        wanted to {do}], but it was gone. <"[Oh no|Oh dear|Help]! My {o!} is [lost|gone]!" {he} [cried|wailed|said].>
 
-        {H} [ran|hurried|rushed] back and looked {p1}. [There was only {junk}|All {he} found was {junk}]. <Then {he} looked
-        {p2}, [but the {o!} was not there|with no luck].> [@sad|]
+        {H} [ran|hurried|rushed] back and looked {p1}. [There was only {junk}|All {he} found was {junk}|Nothing but {junk} was there]. <Then {he} looked
+        {p2}, [but the {o!} was not there|with no luck|and then {p3}].> <@sad>
 
-        Just then @pal came [by|along|past]. "[Why are you so sad|What is the matter|What are you looking for], {h!}?" asked
-        {F}. "I have lost my {oc}," {h} [said|sobbed|answered]. "[Think back|Let us think]," said {F}. "Where were you
-        before?" {H} [thought hard|closed {his} eyes and thought]. "I was {qin}," {he} said.
+        <Just then> @pal came [by|along|past]. @what "I have lost my {oc}," {h} [said|sobbed|answered]. "[Think back|Let us think]," said {F}.
+        "Where were you [before|earlier], {h!}?" <{H} [thought hard|closed {his} eyes and thought].> "I was {qin}," {he} said.
 
-        [So they|Together they|The two friends] [went|hurried] to the {q}. {F} looked {q1}, and {H} looked {q2}. And there,
-        {q3}, [lay|was] the {o!}! "[Here it is|I see it]!" [called|shouted] {F}. @glad @thanks
+        [So they|Together they|The two friends|Quickly they] [went|hurried|ran] to the {q}. <{F} looked {q1}, and {H} looked {q2}.> And there,
+        {q3}, [lay|was] the {o!}! <"[Here it is|I see it], {h!}!" [called|shouted] {F}.> [@glad|@thanks]
 
-        [Since then|After that], {h!} [always put|never forgot to put] the {o!} back [in its place|where it belonged]. @endo
+        <[Since then|After that], {h!} [always put|never forgot to put] the {o!} back [in its place|where it belonged].> @endo
         """,
     ),
-    # Stuck: high up, in the water, in a hole; help comes from a friend who can do what the hero cannot.
+    # Stuck: in a high place, in the water, in a hole; help comes from a friend who can do what the hero cannot.
     _plot(
         _BOTH,
         """
         @open @treasure
 
-        @when, {H} [played|was playing] {pin} with the {oc}. [Suddenly|All at once|But then] [a gust of wind|a strong wind]
-        [tore it away|carried it off|pulled it up], and it got stuck {tree}.
+        @when {H} [played|was playing] {pin} with the {oc}. [Suddenly|All at once|But then] [a gust of wind|a strong wind|a sudden breeze]
+        [tore it away|carried it off|pulled it up|snatched it], and it got stuck {tree}.
 
-        {H} [jumped|stretched|stood on tiptoe], but {he} could not reach the {o!}. <{h} threw {junk} at it, but [missed|it did not
-        move].> "[Now I will never {do} again|I will never get my {o!} back|What shall I do]," {h} [said sadly|sighed].
+        {H} [jumped|stretched|stood on tiptoe|climbed on a box], but {he} could not reach the {o!}. <{h} threw {junk} at it, but [missed|it did not
+        move].> <"[Now I will never get my {o!} back|What shall I do|Come down, {o!}]," {h} [said sadly|sighed|begged].>
 
-        @highhelp
+        @help <@glad> @thanks <"Would you like to {do} too, {f!}?" {h} asked. {F} [nodded|said yes|did not wait to
+        be asked twice]. So they took turns, first {f!}, then {h!}.>
 
-        <"You are [so clever|so brave|wonderful], {f!}," {H} said.> @thanks "Would you like to {do} too?" {F} [nodded|said yes|did not wait to
-        be asked twice]. So they took turns, first {f!}, then {h!}, until {evening}.
-
-        @lessonhelp @endo
+        <@lessonhelp> @endo
         """,
         where="T",
         gift="climb",
+        able="climb [well|very high|anywhere|any tree]",
+        rescued="[went|climbed] [up and up|to the very top|up without fear|higher and higher]",
+        outdoors="yes",
     ),
     _plot(
         _BOTH,
         """
         @open @treasure
 
-        @when, {H} [carried|took] the {oc} to the {p}. {h} [slipped|stumbled|tripped] [on a wet stone|over a root|on the grass],
-        and the {o!} [fell|flew|rolled] into {water}. [It floated away|Splash|It drifted off]!
+        @when {H} [carried|took|brought] the {oc} to the {p}. {h} [slipped|stumbled|tripped] [on a wet stone|over a root|on the grass|over {his} own feet],
+        and the {o!} [fell|flew|rolled] into {water}. <[It floated away|Splash|It drifted off]!>
 
-        {H} [reached out|leaned forward|stretched], but the {o!} was too far [out|away]. <{h} poked at it with {junk}, but it
-        [only drifted on|would not come].> "[Please come back|Do not float away|Oh, my {o!}]!" {h} [called|cried|begged]. [@sad|]
+        {H} [reached out|leaned forward|stretched], but the {o!} was too far [out|away|off]. <{h} poked at it with {junk}, but it
+        [only drifted on|would not come].> <"[Please come back|Do not float away|Oh, my {o!}]!" {h} [called|cried|begged].> <@sad>
 
-        @waterhelp
+        @help <@glad> @thanks <{H} [dried|shook] the {o!} and held it [tight|close].> <"I will [never|not] play so near {water} again," {he} said.>
 
-        @thanks <{H} [dried|shook] the {o!} and held it [tight|close].> "I will [never|not] play so near {water} again," {he} said.
-
-        @lessonhelp @endo
+        <@lessonhelp> @endo
         """,
         where="W",
         gift="swim",
+        able="swim [well|like a fish|in any water|very far]",
+        rescued="[dived|jumped|slid] into {water}, [took hold of it|swam around it|swam like a fish]",
+        outdoors="yes",
     ),
     _plot(
         _BOTH,
         """
         @open @treasure
 
-        @when, {H} sat {pin}, {doing}. [Suddenly|Then|All at once] the {o!} slipped [away|out of {his} grip] and [rolled|fell|dropped]
+        @when {H} sat {pin}, {doing}. [Suddenly|Then|All at once] the {o!} slipped [away|out of {his} grip] and [rolled|fell|dropped]
         into {hole}.
 
-        {H} [reached in|lay down and looked], but it was too [deep|dark|narrow]. "I can see my {o!}, but I cannot get it,"
-        {he} [sighed|said|groaned]. <{h} tried with {junk}, but it [was too short|bent].> [@sad|]
+        {H} [reached in|lay down and looked|bent down and felt around], but [the {o!} was too far down|it was too dark|there was no end to it]. <"I can see my {o!}, but I cannot get it,"
+        {he} [sighed|said|groaned].> <{h} tried with {junk}, but [that was no use|in vain].> <@sad>
 
-        @holehelp
+        @help <"[It is not even scratched|It is only a bit dusty|It is as good as before], {h!}," said {F}.> <@glad> @thanks
 
-        "[It is not even scratched|It is only a bit dusty|It is as good as before]," said {F}. @glad @thanks
-
-        @lessonhelp @endo
+        <@lessonhelp> @endo
         """,
         where="H",
         gift="squeeze",
+        able="squeeze [in anywhere|through any gap|into any hole]",
+        rescued="[breathed out|pulled in {f.his} tummy|made {f.him}self thin], [slipped inside|went in without fear]",
     ),
     # Broken: something borrowed breaks; the truth is hard, and then easy.
     _plot(
         _BOTH,
         """
-        @open {h} [often|always] [played|met] with @palo. {F} had a {oc}, and {h!} had a {xc}.
+        @open {h} [often|always|every day] [played|met] with @palo. {F} had a {oc}, and {h!} had a {xc}.
 
-        @when, {F} said, "I must [go|help {M.o}] for a while. Will you look after my {o!}, {h!}?" "[Of course|I will|Yes]," said
-        {H}. {h} could not wait to {do}. But [{he} was not careful|{he} was too wild|{he} pulled too hard], and it {broke}.
+        @when {F} said, "[I must go for a while|I have to help {M.o}|I am called home]. [Will you look after|Please take care of|Can you keep] my {o!}, {h!}?" <"[Of course|I will|Yes]," said
+        {H}.> {h} could not wait to {do}. But [{he} was not careful|{he} was too wild|{he} pulled too hard], and it {broke}.
 
-        {H} was [scared|frightened|very still]. {h} hid the {o!} {p1}. [When|As soon as] {F} came back, {f.he} asked, "Where is my
-        {o!}?" "[I do not know|Maybe the wind took it|A bird took it]," {h!} [lied|said softly]. {F} looked {p2} and {p3}, and [was very sad|began to cry].
+        {H} was [scared|frightened|very still] and hid the {o!} {p1}. [When|As soon as] {F} came back, {f.he} asked, "Where is my
+        {o!}, {h!}?" "[I do not know|Maybe the wind took it|A bird took it]," {h} [lied|said softly]. <{F} looked {p2} and {p3}, and [was very sad|began to cry].>
 
-        {H.s} [heart|tummy] felt heavy. "{f!}, I did not tell the truth," {he} said [at last|then]. "I broke your {o!}. It {broke},
-        and I hid it {p1}. I am sorry." {F} was quiet [for a while|for a moment]. "I am sad about it," said {F}, "but I am glad that you [told me|were honest]."
+        <{H.s} [heart|tummy] felt heavy.> "{f!}, I [did not tell the truth|told a lie]," {he} said [at last|then]. "I broke your {o!}. It {broke},
+        and [I hid it|now it is] {p1}. <I am [so|very] sorry.>" {F} was [quiet|silent] [for a while|for a moment|at first]. <"I am sad about [it|my {o!}]," said {F}, "but [you told me, {h!}|you were honest, {h!}]."> {f} [took|pressed] {h!.s} hand.
 
-        [Together they|So the two of them|Then they] [found|got] some {mender} and fixed the {o!}. <It [took a long time|was hard work], but {h!} did not give
-        up.> "[It looks like new|Now it is even better]," said {F}. "And you can have my {x!} [for a week|until Sunday]," said {H}.
+        [Together they|So the two of them|Then they|The next day they] [found|got|borrowed] {mender} and [fixed|repaired|mended] the {o!}. <"[It looks like new|Now it is even better]," said {F}.> <"And you can have my {x!} [for a week|until Sunday]," said {H}.>
 
-        @lessontruth @endo
+        <@lessontruth> @endo
         """,
     ),
     # Quarrel: two pull at one thing.
     _plot(
         _BOTH,
         """
-        @open [{M} gave {h.o} a {oc} one day|{h} owned a {xc}, and then got a {oc} from {M.o}]. {h} wanted to {do} [all day|from morning till night].
+        @open [{M} gave {h.o} a {oc} one day|{h} got a {oc} from {M.o}|{M} came home with a {oc} for {h.o}]. {h} wanted to {do} [all day|from morning till night|and nothing else].
 
-        @when, @pal [came to play|came over]. <{F} had brought a {xc}, but {f.he} [soon forgot|did not want] it.> "[May I|Can I] [try|hold|have] your {o!}, {h!}?" asked {F}.
-        "No, it is mine," said {H}. "[You never share|That is not fair]," [cried|said] {F}, and [grabbed|took hold of] the {o!}.
+        @when @pal came [to play|over|by] with a {xc}. "[May I|Can I|Let me] [try|hold|have] your {o!}, {h!}," said {F}.
+        "[No, it is mine|No, go away|Play with your {x!}]," said {H}. <"[You never share|That is not fair], {h!}," [cried|said] {F}.> {f} [grabbed|took hold of|snatched] the {o!}.
 
-        {h!} pulled, and {f!} pulled. [Snap|Crack|Oh no]! The {o!} {broke}. Now nobody could {do}. {F} [cried|ran off], and
-        {h!} [cried too|stamped {his} foot|was angry].
+        {h!} pulled, and {f!} pulled. <[Snap|Crack|Oh no]!> [Then it happened: the|All at once the|And the] {o!} {broke}. <Now nobody could {do}.> {F} [cried|ran off|shouted], and
+        {h!} [stamped {his} foot|was angry|threw {him}self on the ground].
 
-        {M} [heard the noise|saw it all] and came [out|over]. "{h!}, what is a {o} worth when nobody plays with you?" {m} asked.
-        {H} looked at the {o!} and [thought about it|was quiet]. {h} [went|walked] to {f!.o} and said, "I am sorry, {f!}. [I should have shared|Friends should share]."
-        "I am sorry that I pulled," said {F}.
+        {M} [heard the noise|saw it all] and came [out|over]. "[What is a {o} worth without friends|Is a {o} worth more than {f!}|Who is happy now], {h!}?" {m} asked.
+        <{H} looked at the {o!} and [thought about it|was quiet].> {h} [went|walked] to {f!.o}. "[I am sorry, {f!}|Forgive me, {f!}|That was silly of me, {f!}]," {he} said. <"I am sorry [too|that I pulled], {h!}," said {F}.>
 
-        {M} [brought|fetched] some {mender}, and together they [mended|repaired|fixed] it. [Then|Now] they took turns: {f!} {did}, and then {h!} did. It was [twice|much] more fun [than alone|that way].
+        {M} [brought|fetched|found] {mender}, and together they [mended|repaired|fixed] it. [Then|Now] they took turns: {f!} {did}, and then {h!} did. <It was [twice|much] more fun [than alone|that way].>
 
-        @lessonshare @endo
+        <@lessonshare> @endo
         """,
     ),
     # Fear: a fear met with a friend, a trick and something to hold.
@@ -336,54 +330,53 @@ PLOTS: tuple[Plot, ...] = (
         _BOTH,
         """
         @open [There was only one thing wrong|But {he} had one secret|Only one thing made {h.o} shake]: {h} was afraid of {fear}.
-        <When there was talk of {fear}, {h} [held|hugged] {his} {xc} and hid.>
+        [When there was talk of|If anyone spoke of] {fear}, {h} [held|hugged] {his} {xc} and [hid|shivered].
 
-        @when, {H} went to the {p} with @palo. {F} had a {oc} and went ahead [to {do}|with it]. [Suddenly|Then] {h} heard {f.him}
-        call, "Help, {h!}! [My foot is stuck|I cannot get out|I am hurt]!" {h} [ran|started] toward the voice, but then stopped. {scene}. It was {fear} that lay between {h.o} and {f!.o}.
+        @when {H} went to the {p} with @palo. {F} had a {oc} and [went|ran|walked] ahead. [Suddenly|Then|All at once] {h} heard {f.him}
+        call, "[My foot is stuck|I cannot get out|I am hurt], {h!}!" {^}{h} [ran|started] toward the voice, but [then stopped|stopped]. {scene}.
 
-        {H.s} [knees|legs] shook. "I am afraid of {fear}," {he} called. "I know," {F} called back. "[Do this|Here is a trick|Try it my way]: {advice}."
-        [{H} took a deep breath|{H} swallowed hard]. {h} did what {f!} had said, and went on, step by step. {h} {dared}[, and nothing bad happened|, and it was not so bad]!
+        <{H.s} [knees|legs] shook.> "I am afraid of {fear}, {f!}," {he} called. <"I know," {F} called back.> "[Do this|Here is a trick|Try it my way], {h!}: {advice}," [said|called] {f!}.
+        <[{H} took a deep breath|{H} swallowed hard].> {h} did [it|what {f!} had said]. {h} {dared}[, and nothing bad happened|, and it was not so bad|]!
 
-        There [sat|lay] {f!} {p1}. {H} [pulled|helped] {f.him} [free|up]. "You were afraid of {fear}, and still you came," said
-        {F}. "Take my {oc}. You [earned it|are a hero]." {h} [held|took] the {o!} and [blushed|smiled|grinned].
+        <There [sat|lay] {f!} {p1}.> {H} [pulled|helped] {f!.o} [free|up]. <"You were afraid of {fear}, {h!}, and still you came," said
+        {F}.> "[Take my {oc}|My {oc} is yours now|I give you my {oc}]," said {F}. <{h} [held|took] the {o!} and [blushed|smiled|grinned].>
 
-        @lessonfear <{h} put the {o!} beside the {x}.> @endh Nobody ever said again that {h!} was afraid of {fear}.
+        @lessonfear <{h} put the {o!} beside the {x}.> @endh <Nobody ever said again that {h!} was afraid of {fear}.>
         """,
     ),
     # Gift: a present is earned by work.
     _plot(
         _BOTH,
         """
-        @open [It was almost {m.s} birthday|{M} had a birthday coming|Soon it would be {m.s} birthday], and {h} wanted to give {m.him} [something special|a fine present].
+        @open [It was almost {m.s} birthday|{M} had a birthday coming|Soon it would be {m.s} birthday], and {h} wanted [to find|to give {m.him}|to have] [something special|a fine present].
 
-        {H} [went|walked] to the {p}. There {h} met a {k.kind} who was {k.work}. Beside {k.him} [stood|lay] a {xc} and a {oc}. "[How pretty|What a fine {o!}|{M} would love that {o!}]," {h} [said|thought aloud]. "How much is [it|that]?"
+        [Near|Not far from] the {p} {h!} met a {k.kind} who was {k.work}. Beside {k.him} [stood|lay] a {xc} and a {oc}. <"[How pretty|What a fine {o!}|{M} would love that {o!}]," {h} [said|thought aloud].> "[How much is|What do you want for|What does it cost to have] the {o!}?" {h} asked.
         "More than you have," {k.said} {K}.
 
-        @sad "[Could I work for it|May I earn it|What can I do for it]?" {h} asked. {K} [thought|looked at {h.o}]. "If you help with {chore}, the {o!} is yours," {k} {k.said}. So {h!} {chored} [all day|until noon|for three days].
-        [Then|Soon] @pal came by. "[Come and play|Leave that], {h!}," said {F}. "Not until I am done," said {H}.
+        <@sad> "[Could I work for it|May I earn it|What can I do for it]?" {h} asked. {K} [thought|looked at {h.o}|nodded]. "[If you help|Help me] with {chore}, [and|then] the {o!} is yours," {k} {k.said}. So {h!} {chored} [all day|until noon|for three days].
 
-        So {f!} helped with {chore} too[| for the rest of the day|, and it went twice as fast]. At last {K} nodded. "[Well done|Good work], {h!}. Here is your {oc}."
+        [Then|Soon] @pal came by. <"[Come and play|Leave that], {h!}," said {F}. "Not until I am done," said {H}.> {f!} [saw how tired {h!} was|wanted to help] and [did half of the work|worked too|lent a hand]. [At last|In the end|When all was done] {K} [nodded|smiled]. "[Well done|Good work], {h!}. Here is your {oc}."
 
-        [On the birthday|When the day came], {H} gave {M.o} the {o!}. "[Did you buy this|Where did you get this], {h!}?" asked {M}. "I got it for {chore}, and {f!} helped me," said {H}. {M} [hugged|kissed] {h.him} and {did} [at once|right away].
+        [On the birthday|When the day came], {H} gave {M.o} the {o!}. <"[Did you buy this {o!}|Where did you get this {o!}], {h!}?" asked {M}. "I got it for {chore}, and {f!} helped me," said {H}.> {M} [hugged|kissed] {h!.o} and {did} [at once|right away].
 
-        @lessongift @endo
+        <@lessongift> @endo
         """,
     ),
     # Seed: waiting is hard.
     _plot(
         _BOTH,
         """
-        @open [In spring|One spring day|When spring came], {M} gave {h.him} a {crop} seed. @pal got a {crop2} seed. "[Plant them|Put them in the earth], and wait," said {M}.
+        @open [In spring|One spring day|When spring came], {M} gave {h.him} a {crop} seed. @pal got a {crop2} seed. <"[Plant them|Put them in the earth], {h!}, and wait," said {M}.>
 
-        {H} planted {h.his} {crop!} seed {p1}, and {F} planted the {crop2!} seed {p2}. [Every morning|Each day] they [ran|went] to the {p} with water. But [nothing happened|no leaf showed|there was only earth].
+        {H} planted {h.his} {crop!} seed {bed1}, and {F} planted the {crop2!} seed {bed2}. <[Every morning|Each day] they [ran|went] there with water.> [But nothing happened|But no leaf showed|There was only earth].
 
-        [After a week|A week later|Soon] {h!} [lost patience|grew tired of waiting]. "My {crop!} will never grow," {he} [grumbled|said], and dug it up. There was a [tiny|thin|pale] [root|white thread] on it! "[Oh no|Oh dear]! I have hurt it," {h} [cried|said]. [@sad|]
+        [After a week|A week later|Soon] {h!} [lost patience|grew tired of waiting|could not wait any longer]. <"My {crop!} will never grow," {he} [grumbled|said].> {h} dug [up the {crop!}|in the earth {bed1}]. There was a [tiny|thin|pale|little] [root|white thread|sprout] on the seed! <"[Oh no|Oh dear], {f!}! I have hurt my {crop!}," {h} [cried|said].> <@sad>
 
-        {F} came and looked. "Put it back [quickly|gently], {h!}," {f} said. "{M} says that seeds [need|want] time." {H} [covered it|put it back {p1}] and [gave it water|patted the soil]. [To keep from digging|While waiting], {h} went back to {hobby}, and {f!} [kept {h.o} company|helped].
+        {F} [came and looked|came over|bent down]. "Put it back [quickly|gently|at once], {h!}," {f} said. <"{M} says that [every {crop}|a {crop}] [needs|wants] time."> {H} [covered the seed|put it back {bed1}] and [gave it water|patted the soil]. <[To keep from digging|While waiting], {h} went back to {hobby}, and {f!} [kept {h.o} company|helped].>
 
-        [Weeks went by|The weeks passed|Then came summer]. [One morning|One day] {F} [shouted|called], "[Come quickly|Look], {h!}!" {p1} stood [a tall|a strong|a fine] {crop!} plant, and {p2} stood the {crop2!} plant. @glad "You see?" said {M}. "[Good things need time|What grows slowly grows well|A seed cannot be hurried]."
+        [Weeks went by|The weeks passed|Then came summer|Time went by]. <[One morning|One day] {F} [shouted|called], "[Come quickly|Look], {h!}!"> {^}{bed1} stood [a tall|a strong|a fine|a big] {crop!} plant, and {bed2} stood [a {crop2!} plant|the {crop2!} plant|the {crop2!}]. <@glad> <"You see, {h!}?" said {M}. "@lessonwait.">
 
-        [In the end|That autumn|When all was ripe], they [shared|brought home] what had grown. {H} gave {f!.o} [half|some] of the {crop!}, and {f!} gave {h.o} [half|some] of the {crop2!}. @endh
+        [In the end|That autumn|When all was ripe], {H} gave {f!.o} [half|some|a share] of the {crop!}, and {f!} gave {h.o} [half|some|a share] of the {crop2!}. @endh
         """,
     ),
     # A lost young animal is brought home.
@@ -392,64 +385,67 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open
 
-        @when, {H} was {hobby} {pin}. [Suddenly|Then|All at once] {h} heard a small sound: "{call}, {call}!" {p1} sat a {baby}, [all alone|wet and cold|shaking].
-        "[Where is your mother|Are you lost], little one?" {h} asked. The {baby!} only said, "{call}!"
+        @when {H} was {hobby} {pin}. [Suddenly|Then|All at once] {h} heard a [small|thin|tiny|faint] [sound|voice]: "{call}, {call}!" {^}{p1} sat a {baby}, [all alone|wet and cold|shaking].
+        <"[Where is your mother|Are you lost|Who are you], little one?" {h} asked. The {baby!} only said, "{call}!">
 
-        {H} [gave it some {feed}|found some {feed} for it], and the {baby!} ate. [It must have been hungry|Then it felt better]. "I will take you home," {h} [promised|said]. [But where was home|But {he} did not know the way]?
+        {H} [gave it some {feed}|found some {feed} for it], and the {baby!} ate. <[It must have been hungry|Then it felt better].> "I will take you home, [little {baby!}|{baby!}]," {h} [promised|said]. <[But where was home|But {he} did not know the way].>
 
-        On the path {h} met @palo. "[Is that a {baby2}|Do you have a {baby2} there], {h!}?" asked {F}. "No, it is a {baby!}," said {H}. "[Listen|Hear how it calls]." "{call}!" [went|said] the {baby!}. "Then its mother is a {mother}," said {F}. "[I saw one|There is one] near {shelter}."
+        [On the path|On the way|At the corner] {h} met @palo. "[Is that a {baby2}|Do you have a {baby2} there], {h!}?" asked {F}. "No, it is a {baby!}[, {f!}|]," said {H}.  "{call}!" [went|said|cried] the {baby!}. "[It wants its mother|It needs a {mother}|It wants a {mother}]," said {F}. "[I saw one|There is one|Let us look] near {shelter}."
 
-        [First they came to|On the way they saw] a {mother2}. "[Is this yours|Have you lost a child]?" asked {H}. The {mother2} shook her head. Her {baby2!} was [beside|with] her. [So they|Then they] [walked|went] on to {shelter}. There a {mother} was [calling|running about]. "{call}!" cried the {baby!}, and [ran|hurried] to her. The {mother} [was overjoyed|nuzzled her {baby!}].
+        <[First they came to|On the way they saw] a {mother2}. "[Is this yours|Have you lost a child]?" asked {H}. But the {mother2} had her {baby2} [beside|with] her.> [At|Near] {shelter} a {mother} was [calling|running about|looking around]. "{call}!" cried the {baby!}, and [ran|hurried] to her. <The {mother} [was overjoyed|nuzzled her {baby!}].>
 
-        "We did it, {f!}," said {H}. <{h} was a little sad to see the {baby!} go.> "[You did|It was you], {h!}," said {F}. "You did not leave it alone." @lessonsmall @endh And [sometimes|at times], from {shelter}, [somebody|a voice] called, "{call}!"
+        <"We did it, {f!}," said {H}.> <{h} was a little sad to see the {baby!} go.> "[You did|It was you|You found it], {h!}," said {F}. <@lessonsmall> @endh <And [sometimes|at times], from {shelter}, [somebody|a voice] called, "{call}!">
         """,
+        outdoors="yes",
     ),
     # Cooking: the wrong jar.
     _plot(
         _BOTH,
         """
-        @open [{h} wanted to make {afood} for {M.o}|It was {m.s} birthday, and {h} wanted to make {afood}|{M} was ill, and {h} planned to make {afood}]. <{M} liked it [even|much] more than {food2}.>
+        @open [{h} wanted to make {afood} for {M.o}|It was {m.s} birthday, and {h} wanted to make {afood}|{M} was ill, and {h} planned to make {afood}]. [{M} liked it|Everyone liked it|{h} liked it] [even|much] more than {food2}.
 
-        [{H} asked @palo to help|{H} and @pal started early]. {F} [washed|chopped|fetched] the {taste}, and {H} stirred. "[Now the|It needs] {spice}," said {F}. {H} was thinking of {hobby} and took the wrong jar. In went the {wrong} [instead of|and not] the {spice}!
+        [{H} asked @palo to help|{H} and @pal started early|@pal came to help]. <{F} [fetched the bowl|lit the stove|found two aprons|laid out the spoons], and {H} {stirred}.> "[Now the|It needs|Pass me the|Put in some] {spice}, {h!}," said {F}. {H} was thinking of {hobby}. [In went the|Into the bowl went the|Without looking, {he} took the] {wrong} [instead of|and not] the {spice}!
 
-        The {food!} was [done|ready]. {F} [tried|tasted] it [first|carefully]. "[Ugh|Oh dear|Yuck]! [{h!}, what is in this {dish}|What did you put in, {h!}]?" {f} [cried|coughed]. {H} looked at the jar. "[It says {wrong}|This is {wrong}]," {he} [whispered|said]. "I have spoiled the {food!}." [@sad|]
+        [When it was done|Later|Soon] {F} [tried|tasted] [the {food!}|a spoonful of the {food!}]. "[Ugh|Oh dear|Yuck]! [{h!}, what is in this {dish}|What did you put in, {h!}]?" {f} [cried|coughed]. {H} looked at the jar. "[It says {wrong}|This is {wrong}|I put in {wrong}]," {he} [whispered|said]. <"I have spoiled the {food!}, {f!}."> <@sad>
 
-        "[We have time|Do not cry|Never mind], {h!}," said {F}. "We can [start again|make a new one]." [This time|Now] {H} read [each|every] label aloud. {f!} [checked|held] the {spice}, and {h!} {stirred}. Soon the [whole|entire] {nest} smelled of {food!}.
+        "[We have time|Do not cry|Never mind], {h!}," said {F}. <"We can [start again|make a new {dish}]."> [This time|Now] {H} read [each|every] label. <{f!} [checked|held] the {spice}, and {h!} {stirred}.> Soon the [whole|entire] {nest} smelled of {food!}.
 
-        {M} [came in|sat down] and [took a bite|tasted it]. "[Mmm|Oh]! This is the best {food!} I ever had," said {M}. <{H} and {F} looked at each other and [laughed|giggled].> "It is our second one," said {H}, and {he} told {M.o} about the {wrong}.
+        {M} [came in|sat down|arrived] and [took a bite|tasted it]. "[This is the best|What a lovely|Never have I had such a good] {food!}, {h!}," said {M}. <{H} and {F} looked at each other and [laughed|giggled].> <"It is our second one," said {H}, and {he} told {M.o} about the {wrong}.>
 
-        @lessoncook @endh
+        <@lessoncook> @endh
         """,
     ),
     # Plans and rain.
     _plot(
         _BOTH,
         """
-        @open [For days|All week], {h} and @pal had planned a picnic {pin}. {H} would bring {afood}, and {F} would bring {afood2}. <{F} had [also|even] packed {f.his} {oc}.>
+        @open [For days|All week|For a long time], {h} and @pal had planned a picnic {pin}. {H} would bring {afood}, and {F} would bring {afood2}.
 
-        On {day} [morning|at dawn] {H} [looked out|woke up]. Rain! [It poured|It rained] and rained. "[No picnic today|Our picnic is spoiled]," {h} said, and [pushed away|put down] the {food!}. @sad
+        On {weekday} [morning|at dawn] {H} [looked out|woke up|opened the window]. [Rain|It poured|Water ran down the glass|It rained and rained]! <"[No picnic today|Our picnic {pin} is spoiled]," {h} said.> {h} [pushed away|put down|did not want to see] the {food!}. <@sad>
 
-        [Knock, knock|There was a knock at the door]. There stood {f!}, [dripping wet|wet from head to toe], with the {food2!} under one arm. "[Why the long face|Why so sad], {h!}?" asked {F}. "We cannot go to the {p}," said {H}. "[Then the {p} must come to us|Then we play {p} here]," said {F}.
+        <[Knock, knock|There was a knock at the door].> [There stood {f!}|In came {f!}|{f!} stood at the door], [dripping wet|wet from head to toe|wet but smiling], with the {food2!} under one arm. "[Why the long face, {h!}?" asked|Why so sad, {h!}?" asked|Cheer up, {h!}," said] {F}. <"We cannot go to the {p}, {f!}," said {H}.> "[The {p} must come to us|Let us play {p} here|We will make our own {p}|Then we need no {p}]," {f} [said|laughed|called].
 
-        [They|The two] spread a [cloth|sheet] on the floor of the {nest}. [A chair was the tree, and a pillow was the hill|The table was the forest, and they sat under it]. {F} [made|drew] a paper sun[, and {h!} hung it up|]. Then they ate the {food!} and the {food2!}, and {M} [came|sat down] too. <"[More|Some more] {food!}, {m}?" asked {H}. "[Yes, please|Gladly]," said {M}.>
+        <They spread a [cloth|sheet|blanket] on the floor of the {nest}.> [A chair was the tree, and|A green rug was the grass, and|They crawled under the table, and] {F} [made|drew|painted] a paper sun[, and {h!} hung it up|]. Then they ate the {food!} and the {food2!}[, and {M} came too|]. <"[More|Some more] {food!}?" asked {H}. "[Yes, please|Gladly], {h!}," said {M}.>
 
-        [Afterward|After the meal] they spent hours {hobby}. Nobody noticed that the rain had stopped. "[This was the best picnic|It was better than {pin}], {f!}," said {H}. @lessonrain @endh
+        <[Afterward|After the meal] they spent hours {hobby}. [Nobody noticed|They did not see] that the rain had stopped.> "[This was the best picnic|It was better than {pin}|The {p} could not be nicer], {f!}," said {H}. <@lessonrain> @endh
         """,
+        outdoors="yes",
     ),
     # Contest: the boaster, the practice, the good deed.
     _plot(
         _BOTH,
         """
-        @open {h} heard of a {contest} {pin}. The prize was a {oc}. "[I would love to {do}|That {o!} would be lovely]," {h} said, and began to practice.
+        @open {h} heard of a {contest} {pin}. The prize was a {oc}. "[I would love to {do}|That {o!} would be lovely|I want that {o!}]," {h} said[, and began to practice|].
 
-        @pal [laughed|sneered]. "You? I can {boast}," [bragged|boasted] {F}. "The {o!} is as good as mine. You can [keep|play with] your {xc}." @sad But [{M} said|{M} told {h.him}], "Practice, {h!}, and never mind." So [every day|each morning] {h!} {practice}, while {f!} [slept late|lay in the sun|rested].
+        @pal [laughed|sneered|grinned]. "You? I can {boast}," [bragged|boasted|said] {F}. <"The {o!} is as good as mine, {h!}. You can [keep|play with] your {xc}."> <@sad> But [every day|each morning|day after day] {h!} {practice}, while {f!} [slept late|lay in the sun|rested].
 
-        [The day of the {contest} came|At last the {contest} began]. [At first|From the start] {F} was [ahead|better]. But {f.he} [looked back to laugh|was not careful|was soon tired], and close to {goal} {f.he} [stumbled|stopped]. "[Ow|Oh], my [foot|leg]!" [cried|moaned] {F}. {H} could have [won|gone on] alone. The {o!} was so near!
+        [The day of the {contest} came|At last the {contest} began|Then came the {contest}]. {F} was [ahead|better|far ahead] [at first|from the start]. But [close to|just before] {goal} {f.he} [stumbled|slipped|fell]. "[Ow|Oh], my [foot|leg]!" {f} [cried|moaned]. <{H} could have [won|gone on] alone. The {o!} was so near!>
 
-        {H} [stopped|turned around]. "[Lean on me|Take my arm], {f!}," {he} said. Together they [reached|came to] {goal}, last of all. [Everyone cheered|People clapped]. "The prize is for the one who can {skill} best," [said|called] the judge, "but today I give the {o!} to {h!} for a kind heart."
+        {H} [stopped|turned around|ran back]. "[Lean on me|Take my arm|Hold on to me], {f!}," {he} said. Together they [reached|came to] {goal}, last of all. <[Everyone cheered|People clapped].> "[You can all {skill}|Many can {skill} well|Some {skill} better than others]," [said|called] the judge. "{^}[Still, the|But the] {o!} [is for {h!}|goes to {h!}], [for a kind heart|for helping {f!}]."
 
-        {F} looked [down|at the ground]. "I was [mean|rude] to you, {h!}. Can you forgive me?" "Of course, {f!}," said {H}. "[Let us both {do}|We can share the {o!}]." @lessoncontest @endo
+        <{F} looked [down|at the ground].> "I was [mean|rude|unfair] to you, {h!}," [said {F}|{f!} said]. <"[Can you|Will you] forgive me?"> "[Let us both {do}|We can share the {o!}|The {o!} is for both of us], {f!}," said {H}. <@lessoncontest> @endo
         """,
+        outdoors="yes",
     ),
     # Not sharing food.
     _plot(
@@ -457,30 +453,30 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open <{M} [often said|always said], "Share what you have, {h!}.">
 
-        @when, {M} gave {h.him} {afood}. {H} [took|carried] the {food!} to the {p} and sat down {p1}. @pal [came by|came along]. "[That smells good|I am so hungry], {h!}," said {F}. "May I have a little of your {food!}?" "[No|Never]," said {H}, and ate [all of it|everything] alone. {F} went away [sadly|hungry].
+        @when {M} gave {h.him} {afood}. {H} [took|carried] the {food!} to the {p} and sat down {p1}. @pal [came by|came along]. "[May I have a little of|Can I try|Will you share] your {food!}, {h!}?" asked {F}. "[No|Never|It is all mine]," said {H}, and ate [all of it|everything|every bit] alone. <{F} went away [sadly|hungry].>
 
-        [The next day|A few days later], {h!} spent the morning {hobby} far from home and forgot [to take food|{his} lunch]. Soon {his} stomach [growled|grumbled]. {F} was sitting {p2} with {afood2}. {H} did not dare to ask. [{h} remembered the {food!}|{h} thought of the {food!}] and blushed.
+        [The next day|A few days later|The week after], {h!} went out and forgot [to take food|{his} lunch]. <{h} was {hobby} when {his} stomach [growled|grumbled].> {F} was sitting {p2} with {afood2}. {H} [did not dare to ask|remembered the {food!}|thought of the {food!} and blushed].
 
-        "You look hungry, {h!}," said {F}. "[Come|Sit down] and have some of my {food2!}." {H} could not believe it. "But I did not give you any {food!}," {he} said. "[I know|I remember]," said {F}. "[It was not nice to be hungry|That is how I know what hunger is]. [Eat|Take the bigger half]."
+        "[You look hungry|You must be hungry|You look pale], {h!}," said {F}. "[Come|Sit down] and have some [of my|] {food2!}." <{H} could not believe it.> "[I gave you no|You got none of my] {food!}, {f!}," {he} [said|whispered]. "[I know, {h!}|I remember, {h!}]," said {F}. "[It was not nice|So I know what hunger is|Take the bigger half|Eat, there is enough]."
 
-        The {food2!} was the best that {h!} had ever eaten. @thanks "[Tomorrow|Next time] I will bring {afood}, and you shall have [half|the bigger half]," {h} said. And so it was: {F} got [the biggest piece|a big share] of the {food!}.
+        <The {food2!} was the best that {h!} had ever [eaten|tasted].> @thanks <"[Tomorrow|Next time] I will bring {afood}, [and you shall have half|and half is yours]," {h} said.> And so it was: [the next time|the day after|a week later] {F} got [the biggest piece|a big share|half] of the {food!}.
 
-        @lessonshare @endh
+        <@lessonshare> @endh
         """,
     ),
     # A strange noise in the night.
     _plot(
-        _BOTH,
+        _KID,
         """
         @open @treasure
 
-        [One night|Late one night|In the middle of the night], {h!} [woke up|sat up in bed]. {noise}! [Something|It] was {noise} {q1}. "[Who is there|What can that be]?" {h} whispered. Nobody answered. {h} [hugged|held] the {o!} and [hid under the covers|did not move] till dawn.
+        [One night|Late one night|In the middle of the night], {h!} [woke up|sat up in bed|could not sleep]. <{noise}!> [Something|It] was {noise} {nook}. <"[Who is there|What can that be]?" {h} whispered. Nobody answered.> {h} [hugged|held|grabbed] the {o!} and [hid under the covers|did not move] till dawn.
 
-        [In the morning|At breakfast], {H} told {M.o} about the {noise}. "[It was a dream|You dreamed it], {h!}," said {M}. But when {h} told @palo, {f} [did not laugh|listened well]. "A {noise} sound {q1}?" said {F}. "[Let us find out|We must look]. Bring your {o!}, and I will bring my {x}."
+        <[In the morning|At breakfast], {H} told {M.o} about the {noise}. "[It was a dream|You dreamed it], {h!}," said {M}. But> {h} told @palo about the {noise} {nook}. "[Let us find out|We must look|We will see], {h!}," said {F}. "Bring your {o!}, and I will bring my {x!}."
 
-        [That night|When it was dark], the two of them [waited|sat still] {q2}. {noise}! There it was again. {H} [held {his} breath|shook]. "[We go together|Stay close], {f!}," {he} [said|whispered]. [Step by step|Slowly] they crept [nearer|closer] and looked {q1}. It was {source}, {state}! "[Is that all|So that was it]!" laughed {F}. {H} [bent down and|carefully] {deed}, and the {noise} stopped.
+        [That night|When it was dark|At midnight], {h!} and {f!} [waited|sat still|listened]. <{noise}!> [There it was again|Then it came again|Soon they heard it]. <{H} [held {his} breath|shook].> "[We go together|Stay close|Do not leave me], {f!}," {he} [said|whispered]. [Step by step|Slowly|On tiptoe] they [crept nearer|crept closer|went on] and looked {nook}. It was {source}, {state}! <"[Is that all|So that was it]!" laughed {F}.> {H} [bent down and|carefully|quickly] {deed}, and the {noise} stopped.
 
-        [{H} and {F}|The two friends] laughed so loudly that {M} came. "So you did not dream, {h!}," said {M}. "It was {source}." @lessonnoise @endo
+        <[{H} and {F}|The two friends] laughed so loudly that {M} came. "So you did not dream, {h!}," said {M}. "It was {source}."> <@lessonnoise> @endo
         """,
     ),
     # A stranger is helped, and helps.
@@ -489,32 +485,33 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        @when, {H} was on the way to @palo. {h} wanted to show {f.him} the {o!}. {pin} {h} saw a {trait2} {k.kind} who was {k.work}. [{K} sighed|{K} looked tired]. "[So much to do|My back hurts], and nobody to help," {k.said} {K}.
+        @when {H} was on the way to @palo with the {o!}. {pin} {h} saw a [tired|{trait2}] {k.kind} who was {k.work}. <{K} sighed.> "[So much to do|My back hurts|All this work], and [nobody to help|so little time|no end to it]," {k.said} {K}.
 
-        {H} [stopped|stood still]. {F} was waiting, but [{he} could not just walk on|the {k.kind} looked so tired]. "[May I help|Let me help] you," said {H}. {h} put the {o!} {p1} and {chored}. It took [a long time|all morning]. "[Bless you|You are kind], {h!}," {k.said} {K}, and gave {h.him} {k.gift}.
+        <{H} [stopped|stood still]. {F} was waiting, but [{he} could not just walk on|the {k.kind} looked so tired].> {h} put the {o!} {p1} and helped with {chore}. <It took [a long time|all morning].> "[Bless you|You are kind|Well done], {h!}," {k.said} {K}, and gave {h.him} {k.gift}.
 
-        [When|As soon as] {H} got to {f!.o}, {f} was [cross|angry]. "[You are late|I waited and waited], {h!}," said {F}. "I helped the {k.kind}," said {H}. "[Look|See], I got {k.gift}." "And where is the {o!}?" asked {F}. {h} turned [pale|white]. The {o!} was still {p1}, [and it was getting dark|far away]!
+        <[When|As soon as] {H} got to {f!.o}, {f} was [cross|angry].> "[You are late, {h!}," said|I waited and waited, {h!}," said|Where were you, {h!}?" asked] {F}. "I helped the {k.kind}, and I got {k.gift}," said {H}. "And where is [the|your] {o!}?" asked {F}. {h} turned [pale|white|red]. The {o!} was still {p1}[, far away|]!
 
-        They ran [back|as fast as they could], but {p1} there was nothing. @sad Then {K} [came|stepped] out of the shadows. "[Are you looking for this|Is this yours], {h!}?" {k} {k.said}, and held up the {oc}. "You helped me with {chore}, so I watched over your {o!}." @glad
+        They [ran back|ran as fast as they could|ran the whole way|raced back], but {p1} there was nothing. <@sad> Then {K} [came out of the shadows|stepped around the corner|came running|appeared]. "[Are you looking for this {o}|Is this {o} yours|Did you forget your {o}], {h!}?" {k} {k.said}. "You helped me with {chore}, so I [watched over|kept|looked after] it." <@glad>
 
-        "Now I see why you stopped, {h!}," said {F}, and [was not cross any more|smiled]. @lessonstranger @endo
+        <"Now I see why you stopped, {h!}," said {F}, and [was not cross any more|smiled].> <@lessonstranger> @endo
         """,
+        outdoors="yes",
     ),
     # Building: the weak place.
     _plot(
         _BOTH,
         """
-        @open {h} had a plan: {he} wanted to build a {building} out of {stuff}.
+        @open {h} had a [plan|dream|wish]: {he} wanted to build a {building} out of {stuff}.
 
-        [{H} asked @palo to help|@pal wanted to help], and they [met|started] {pin}. "[First {weak}|We must think of {weak}]," said {F}. "That takes too long," said {H}. "[Faster|Hurry up], {f!}!" [By noon|Soon] the {building} was [done|ready]. {h} put {his} {xc} and {his} {oc} inside.
+        [{H} asked @palo to help|@pal wanted to help], and they [met|started|set to work] {site}. "[First {weak}|We must think of {weak}|Watch out for {weak}], {h!}," said {F}. "[That takes too long|No time for {weak}|Faster], {f!}," said {H}. <[By noon|Soon] the {building} was [done|ready].> {h} put {his} {xc} and {his} {oc} inside.
 
-        [Then it happened|But then came trouble|It did not last]: {fell}. {weak} had been too [weak|loose]. [The {building} was gone|Nothing was left of the {building}]. {H} [pulled|dug] the {o!} and the {x!} out of the {stuff}. "[All that work|It was all for nothing]," {h} [cried|said], and [kicked|threw] a [stone|stick].
+        [Then it happened|But then came trouble|It did not last|What a shock]: {fell}. <{weak} had been too [weak|loose].> <[The {building} was gone|Nothing was left of the {building}].> {H} [pulled|dug] the {o!} and the {x!} out of the {stuff}. "[All that work, {f!}|It was all for nothing, {f!}]," {h} [cried|said|sighed].
 
-        {F} sat down beside {h!.o}. "{fell}, because {weak} was not strong," {f} said. "[We know that now|Now we know]. [Shall we try again|Once more], {h!}?" {H} wiped {his} face. "You were right, {f!}. [This time I will listen|I should have listened]." They built it again {better}. It took [two days|until evening|three days].
+        <{F} sat down beside {h!.o}.> "{fell}, because {weak} was not strong[, {h!}|]," {f!} said. <"[Shall we try again|Once more], {h!}?"> {H} wiped {his} face. "[You were right|I should have listened to you|This time I will listen], {f!}." So they built [it|the {building}] again, {better}. <It took [two days|until evening|three days].>
 
-        [The next day|That night] [they waited|they watched], and the new {building} stood. @glad {M} came to see it and [clapped|was amazed]. {h} put the {o!} [back|inside], and {f!} [hung up a sign|tied a ribbon to it]: "[{h!} and {f!}|Built by {f!} and {h!}]."
+        [The next day|That night|In the end] [they waited|they watched|they looked], and the new {building} stood. <@glad> <{M} came to see it and [clapped|was amazed].> {h} put the {o!} [back|inside], and {f!} [hung up|painted] a sign: "[{h!} and {f!}|Built by {f!} and {h!}]."
 
-        @lessonbuild @endh
+        <@lessonbuild> @endh
         """,
     ),
     # Someone new.
@@ -523,15 +520,15 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        [One day|One {day}], someone new moved in [next door|nearby]: a {trait2} {f.kind} named {F}. {F} lived in a {f.home} now. {F} sat {p1} all alone and [looked at the ground|did not talk to anyone]. <The others whispered and [kept away|laughed].>
+        [One day|One {weekday}|In autumn|Last summer], someone new [moved in|came to live] [next door|nearby]: a {trait2} {f.kind} named {F}. {F} sat {p1} [all alone|by {f.him}self|without a word] and [looked at the ground|talked to nobody|drew lines in the dust|kicked at pebbles]. <The others whispered and [kept away|laughed].>
 
-        {H} watched {f.o} [for a while|from afar]. "[I wonder why {f!} is so quiet|Maybe {f!} does not like us]," {h} said to {M.o}. "Maybe {f!} [is shy|misses home]," said {M}. "[Take your {o!}|Bring your {o!}] and say hello."
+        {H} watched {f!.o} [for a while|from afar]. <"[I wonder why {f!} is so quiet|Maybe {f!} does not like us]," {h} said to {M.o}.> "Maybe {f!} [is shy|misses home|is sad], {h!}," said {M}. "[Take your {o!}|Bring your {o!}|Show {f.him} your {o!}] and say hello."
 
-        [{H} was shy too|It was not easy], but {h} took the {oc} and [went|walked] over. "Hello, I am {H}," {he} said. "[Do you want to {do}|I like to {do}. Do you]?" {F} looked up. "[I had a {o} once|I used to have one]," {f} said [softly|quietly]. "I [lost it|left it behind] when we moved. Now I only have this {xc}." "[Then we will share|You may use mine], {f!}," said {H}.
+        <[{H} was shy too|It was not easy].> {h} took the {oc} and [went|walked] over. "[Hello|Good day], I am {H}," {he} said. "[Do you want to {do}|I like to {do}. Do you]?" <{F} looked up.> "I had a {o} once, {h!}," {f!} said [softly|quietly]. "Now I [only have|just have] this {xc}." "[Then we will share|You may use mine], {f!}," said {H}.
 
-        {F} [smiled|laughed] for the first time. [Soon|Before long] {f!} {did}, and {h!} [tried|played with] the {x!}. [Then|Later] they spent the day {hobby} until {M} called. "[Come back tomorrow|See you tomorrow], {f!}," said {H}. "[I will|Yes], {h!}," said {F}.
+        {F} [smiled|laughed] for the first time. <[Soon|Before long] {f!} {did}, and {h!} [tried|played with] the {x!}.> <[Then|Later] they spent the day {hobby} until {M} called.> "[Come back tomorrow|See you tomorrow|Come again], {f!}," said {H}. "[I will|Yes], {h!}," said {F}.
 
-        @lessonnew @endo
+        <@lessonnew> @endo
         """,
     ),
     # The way home.
@@ -540,32 +537,33 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open <"Never go past the {p}, {h!}," {M} [often said|always said].>
 
-        @when, {H} saw a {lure}. It [flew|danced|drifted] this way and that. {h} followed the {lure} past the {p} and [on and on|far away]. [When {he} looked around|At last {he} stopped], nothing looked [familiar|like home]. <{h} [called|shouted] for {M.o}, but nobody heard.> {h} had only a {xc} and a {oc} with {h.him}.
+        @when {H} saw a {lure}. <It [flew|danced|drifted] this way and that.> {h} followed the {lure} past the {p} and [on and on|far away]. <[When {he} looked around|At last], nothing looked [familiar|like home].> {h} had only a {xc} and a {oc} with {h.him}.
 
-        "[I am lost|Where am I]," {h} [said|whispered]. {sounds}. {h} [held|hugged] the {o!} and tried one path, but it ended {q1}. {h} tried another, and it ended {q2}. [@sad|]
+        "[I am lost|Where am I]," {h} [said|whispered]. {sounds}. {h} [held|hugged] the {o!} and tried [one path, but it|a path that] ended {q1}. <{h} tried another, and it ended {q2}.> <@sad>
 
-        Then @pal [came along|appeared]. "[You are far from home|What are you doing here], {h!}," said {F}. "I followed a {lure}," said {H}. "I live in a {nest}, but I do not know the way." "A {nest}?" said {F}. "[I know that place|I have seen it]. [We go past the {p}|First to the {p}], and then it is not far. But the way is [dark|long]. [Let us {do}, so we are not afraid|Show me your {o!}, and we will not be bored]."
+        <Then> @pal [came along|appeared]. "[You are far from home, {h!}," said|What are you doing here, {h!}?" asked|Are you lost, {h!}?" asked] {F}. <"I followed a {lure}," said {H}.> "I live in a {nest}, [but where is it|and I cannot find it|but I lost my way], {f!}." "[I know that {nest}|I have seen it]," said {F}. "[We go past the {p}|First to the {p}], and [then it is near|then left]. [Let us {do} on the way|Show me your {o!} on the way]."
 
-        They {ways}. [Soon|At last] {h!} saw the {p}, and then the {nest}. {M} [was at the door|came running]. "{h!}! [Where have you been|I was so worried]!" "I followed a {lure}," said {H}, "and {f!} brought me home." {M} [thanked|hugged] {f!.o} and gave {f.him} {afood}.
+        They {ways}. [Soon|At last] {h!} saw the {p}, and then the {nest}. <{M} [was at the door|came running]. "{h!}! [Where have you been|I was so worried]!"> "I followed a {lure}, and {f!} [brought me home|knew the way]," said {H}. {M} [thanked|hugged] {f!.o} and gave {f.him} {afood}.
 
-        @lessonlost <When {h} saw a {lure} again, {he} only waved.> {h!} gave {f!.o} the {o!} [to remember that day|as a thank-you]. @endh
+        <@lessonlost> <When {h} saw a {lure} again, {he} only waved.> {h!} gave {f!.o} the {o!} [to remember that day|as a thank-you|as a present]. @endh
         """,
     ),
     # A forgotten birthday that was not forgotten.
     _plot(
         _BOTH,
         """
-        @open [Tomorrow was {h.s} birthday|It was {h.s} birthday]. {h} [hoped|wished] for a {oc}, because {he} wanted to {do}.
+        @open [Tomorrow was|It was|{weekday} was|Soon it was] {h.s} birthday. {h} [hoped|wished] for a {oc}, because {he} wanted to {do}.
 
-        But in the morning nobody [said a word|said anything]. {M} was busy with {chore}. "[Not now|Later], {h!}," said {M}. So {h!} [went|walked] to @palo. "I have no time, {h!}," said {F}, and [shut|closed] the door quickly. {h} thought {he} heard [giggling|whispers].
+        But [in the morning|at breakfast|that day] nobody [said a word|said anything|seemed to know]. {M} was busy with {chore}. <"[Not now|Later], {h!}," said {M}.> So {h!} [went|walked|ran] to @palo. "[I have no time|Not now|Come back later], {h!}," said {F}, and [shut|closed] the door[ quickly|]. <{h} thought {he} heard [giggling|whispers].>
 
-        {H} [went|walked] to the {p} alone and sat {p1}. [Not even {hobby} was fun|{hobby} was no fun today]. "Everyone has forgotten me," {h} [said|thought], "even {f!}." [@sad|] <Then a {k.kind} came by. "[A sad face on such a day|Why so sad], {h!}?" {k.said} {K}. "Go home. [You will see|Things will look better there]."> [Slowly|At last] {h} [went|walked] home.
+        {H} [went|walked] to the {p} alone and sat {p1}. <[Not even {hobby} was fun|{hobby} was no fun today].> "[They have forgotten me|Nobody remembers me]," {h} [said|thought]. "[Not even {f!} knows|Even {f!} forgot|And {f!} is too busy]!" <@sad> <Then a {k.kind} came by. "[A sad face on such a day|Why so sad], {h!}?" {k.said} {K}. "Go home. [You will see|Things will look better there].">
 
-        The {nest} was dark. {H} opened the door. "[Surprise|Happy birthday], {h!}!" There stood {M} and {f!}, and [on the table was|they held up] {afood} with [candles|a big candle] on it. "[Did you think we forgot|You thought we forgot]?" laughed {F}. "[I was baking the {food!}|I had to hide the {food!}]. That is why I had no time."
+        [Slowly|At last|In the evening] {h!} went home. The {nest} was dark. {H} opened the door. "[Surprise|Happy birthday], {h!}!" There stood {M} and {f!}, [and on the table was|and they held up|and before them was] {afood} with [candles|a big candle] on it. <"[Did you think we forgot|You thought we forgot], {h!}?" laughed {F}. "I [was busy with|had to hide] the {food!}.">
 
-        From {M.o} there was a {xc}, and from {f!.o} there was a [box|parcel]. In it was a {oc}! @glad "How did you know?" asked {H}. "You talk about a {o} all day," said {F}. [They ate the {food!}|They shared the {food!}] and {did}.
+        From {M.o} there was a {xc}, and from {f!.o} [there was a box|there was a parcel|came a bag]. [In it was|Inside was|{h} opened it and found] a {oc}! <@glad> <"How did you know, {f!}?" asked {H}. "You talk about a {o} all day," said {F}.> They [ate|shared|tasted] the {food!} and {did}.
 
-        @lessonbirthday @endo
+        <@lessonbirthday> @endo
         """,
+        sweet="yes",
     ),
 )

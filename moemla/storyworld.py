@@ -29,7 +29,7 @@ Stella, Susan, Tara, Tess, Vera, Wendy, Yara, Zoe""")
 HE_ANIMALS = _words("""Acorn, Bandit, Barley, Basil, Biscuit, Boulder, Bramble, Buster, Chestnut, Clover, Comet, Dusty,
 Flint, Fuzz, Ginger, Gizmo, Jumper, Max, Moss, Mud, Nibbles, Nutmeg, Oakley, Patch, Pepper, Pickle, Pip, Pogo, Reed,
 Ripple, Rocky, Rusty, Scout, Smoky, Sprout, Thistle, Tumble, Twig, Waffle, Whisker""")
-SHE_ANIMALS = _words("""Amber, Apple, Berry, Birdie, Blossom, Bluebell, Butter, Button, Cherry, Cinnamon, Cocoa, Coral,
+SHE_ANIMALS = _words("""Amber, Apple, Berry, Birdie, Blossom, Bluebell, Butter, Cherry, Cinnamon, Cocoa, Coral,
 Dahlia, Dewdrop, Fern, Flora, Hazel, Heather, Holly, Honey, Ivy, Jewel, Juniper, Lavender, Maple, Marigold, Misty, Muffin,
 Myrtle, Pearl, Petal, Petunia, Pansy, Plum, Poppy, Primrose, Sage, Snowdrop, Starling, Sunny, Tansy, Tulip, Velvet, Violet,
 Willow""")
@@ -131,88 +131,89 @@ _LOOKS = {
 }
 # thing | looks | to do with it | did | doing | where it may go: T tree, W water, H hole | how it breaks | what mends it
 THINGS = _rows("""
-    kite | c | fly it in the wind | flew it in the wind | flying it | TW | tore down the middle | tape
-    ball | c | bounce it on the path | bounced it on the path | bouncing it | TWH | split at the seam | needle and thread
-    drum | w | beat it with two sticks | beat it with two sticks | beating it | - | got a hole in its skin | patch
-    sailboat | w | sail it in a tub | sailed it in a tub | sailing it | W | lost its mast | glue
-    doll | s | dress it in tiny clothes | dressed it in tiny clothes | dressing it | TWH | lost an arm | needle and thread
-    truck | c | fill it with sand | filled it with sand | filling it | WH | lost a wheel | screwdriver
-    train | w | push it over bridges | pushed it over bridges | pushing it | H | snapped in two | glue
-    hat | s | wear it at play | wore it at play | wearing it | TW | ripped along the brim | needle and thread
-    scarf | s | wrap it around twice | wrapped it around twice | wrapping it around | TW | came apart | yarn
-    umbrella | c | spin it in the rain | spun it in the rain | spinning it | TW | bent in half | wire
-    lantern | m | light it at dusk | lit it at dusk | lighting it | H | cracked on one side | glue
-    whistle | m | blow it loudly | blew it loudly | blowing it | WH | broke at the tip | glue
-    flute | w | play tunes on it | played tunes on it | playing it | WH | split at the end | string
-    bell | m | ring it at noon | rang it at noon | ringing it | WH | lost its clapper | wire
-    book | p | read it aloud | read it aloud | reading it | H | lost its cover | tape
-    puzzle | p | put it together | put it together | solving it | H | came apart | glue
-    balloon | c | let it float on a string | let it float on a string | floating it | TW | lost its string | string
-    wagon | c | pull it up the lane | pulled it up the lane | pulling it | WH | lost a wheel | hammer
-    bucket | c | carry water in it | carried water in it | filling it | WH | broke at the handle | wire
-    shovel | w | dig with it | dug with it | digging with it | WH | snapped at the handle | nail
-    basket | n | gather flowers in it | gathered flowers in it | filling it | TW | came undone | straw
-    blanket | s | sit under it | sat under it | sitting under it | TW | ripped at the edge | needle and thread
-    crown | m | rule the yard in it | ruled the yard in it | wearing it | TWH | bent out of shape | hammer
-    cape | s | whirl around in it | whirled around in it | whirling in it | TW | ripped at the hem | needle and thread
-    mask | p | make faces behind it | made faces behind it | hiding behind it | TW | tore at the nose | tape
-    paintbrush | w | paint clouds with it | painted clouds with it | painting with it | WH | lost its bristles | string
-    notebook | c | write secrets in it | wrote secrets in it | writing in it | W | lost its pages | tape
-    marble | m | roll it down the steps | rolled it down the steps | rolling it | H | chipped on the side | glue
-    hoop | c | roll it along the lane | rolled it along the lane | rolling it | TW | bent out of shape | wire
-    jump rope | c | skip with it | skipped with it | skipping with it | TW | frayed in the middle | tape
-    robot | m | make it march | made it march | winding it up | WH | lost a screw | screwdriver
-    puppet | s | make it dance | made it dance | moving it | TW | lost its strings | string
-    music box | w | wind it up at night | wound it up at night | winding it up | - | stopped playing | screwdriver
-    mirror | m | catch sunbeams with it | caught sunbeams with it | tilting it | H | cracked in the corner | glue
-    magnet | n | pick up pins with it | picked up pins with it | testing it | WH | broke in two | glue
-    compass | m | find north with it | found north with it | reading it | WH | lost its needle | screwdriver
-    map | p | plan trips with it | planned trips with it | studying it | TW | tore down the middle | tape
-    telescope | m | look at the moon through it | looked at the moon through it | looking through it | H | came apart | screwdriver
-    clock | w | listen to it tick | listened to it tick | hearing it tick | - | stopped ticking | screwdriver
-    key | m | pretend it opened a castle | pretended it opened a castle | turning it | WH | bent out of shape | hammer
-    coin | m | flip it in the air | flipped it in the air | flipping it | WH | lost its shine | cloth
-    ring | m | watch it sparkle | watched it sparkle | turning it | WH | bent out of shape | hammer
-    necklace | m | wear it on Sundays | wore it on Sundays | wearing it | TWH | came undone | string
-    button | n | spin it on a thread | spun it on a thread | spinning it | H | split in half | glue
-    ribbon | c | twirl it in circles | twirled it in circles | twirling it | TW | ripped in two | needle and thread
-    feather | n | tickle noses with it | tickled noses with it | waving it | TW | bent in half | tape
-    shell | n | hear the sea in it | heard the sea in it | listening to it | WH | chipped on the side | glue
-    pinwheel | p | run with it in the breeze | ran with it in the breeze | blowing on it | TW | lost a wing | pin
-    teapot | m | pour make-believe tea from it | poured make-believe tea from it | pouring from it | - | lost its lid | glue
-    spoon | w | dig tiny wells with it | dug tiny wells with it | digging with it | WH | snapped at the handle | glue
-    pillow | s | build forts with it | built forts with it | plumping it | TW | burst at the seam | needle and thread
-    backpack | c | pack snacks in it | packed snacks in it | packing it | TW | ripped at the strap | needle and thread
-    sled | w | ride it down the slope | rode it down the slope | riding it | WH | cracked underneath | nail
-    scooter | c | ride it round the yard | rode it round the yard | riding it | W | lost a wheel | wrench
-    skateboard | c | roll down the lane on it | rolled down the lane on it | riding it | W | cracked underneath | wrench
-    bow | w | shoot straws with it | shot straws with it | pulling it | TW | lost its string | string
-    camera | n | take pictures with it | took pictures with it | holding it | H | got stuck | screwdriver
-    flag | c | wave it from the gate | waved it from the gate | waving it | TW | ripped along the edge | needle and thread
-    paper plane | c | send it over the fence | sent it over the fence | throwing it | TW | lost a wing | tape
-    snow globe | n | shake it and watch the flakes | shook it and watched the flakes | shaking it | - | came loose | glue
-    fan | p | make a breeze with it | made a breeze with it | waving it | TW | tore along a fold | tape
-    locket | m | open and close it | opened and closed it | opening it | WH | lost its chain | string
-    comb | n | hum through it | hummed through it | humming through it | WH | lost a tooth | glue
-    harmonica | m | play songs on it | played songs on it | playing it | WH | got stuck | screwdriver
-    guitar | w | strum it softly | strummed it softly | strumming it | - | lost a string | wire
-    violin | w | practice songs on it | practiced songs on it | practicing on it | - | lost a string | glue
-    trumpet | m | play marches on it | played marches on it | playing it | WH | bent in the middle | hammer
-    tambourine | c | shake it and sing | shook it and sang | shaking it | TW | split on one side | tape
-    flashlight | c | shine it at the ceiling | shone it at the ceiling | shining it | WH | went dark | screwdriver
-    magnifying glass | n | look at ants through it | looked at ants through it | looking through it | WH | came loose | glue
-    pouch | s | keep treasures in it | kept treasures in it | opening it | TWH | ripped at the bottom | needle and thread
-    rocking horse | w | ride it to far lands | rode it to far lands | riding it | - | lost an ear | glue
-    spinning top | c | make it whirl | made it whirl | spinning it | WH | chipped at the tip | nail
-    toy duck | w | pull it on a string | pulled it on a string | pulling it | W | lost its beak | glue
-    toy castle | w | guard it from dragons | guarded it from dragons | guarding it | - | lost a tower | glue
-    picture frame | w | keep drawings in it | kept drawings in it | dusting it | H | came apart | nail
-    birdhouse | w | watch birds visit it | watched birds visit it | painting it | W | lost its roof | nail
-    butterfly net | c | chase moths with it | chased moths with it | swinging it | TW | got a big hole | needle and thread
-    watering can | c | water the flowers with it | watered the flowers with it | filling it | W | got a leak | patch
-    beach ball | c | toss it up and catch it | tossed it up and caught it | tossing it | TW | got a leak | patch
+    kite | c | fly it in the wind | flew it in the wind | flying it | TW | tore down the middle | some tape
+    ball | c | bounce it on the path | bounced it on the path | bouncing it | TWH | split at the seam | a needle and thread
+    drum | w | beat it with two sticks | beat it with two sticks | beating it | - | got a hole in its skin | a patch
+    sailboat | w | sail it in a tub | sailed it in a tub | sailing it | W | lost its mast | some glue
+    doll | s | dress it in tiny clothes | dressed it in tiny clothes | dressing it | TWH | lost an arm | a needle and thread
+    truck | c | fill it with sand | filled it with sand | filling it | WH | lost a wheel | a screwdriver
+    train | w | push it over bridges | pushed it over bridges | pushing it | H | snapped in two | some glue
+    hat | s | wear it at play | wore it at play | wearing it | TW | ripped along the brim | a needle and thread
+    scarf | s | wrap it around twice | wrapped it around twice | wrapping it around | TW | came apart | some yarn
+    umbrella | c | spin it in the rain | spun it in the rain | spinning it | TW | bent in half | some wire
+    lantern | m | light it at dusk | lit it at dusk | lighting it | H | cracked on one side | some glue
+    whistle | m | blow it loudly | blew it loudly | blowing it | WH | broke at the tip | some glue
+    flute | w | play tunes on it | played tunes on it | playing it | WH | split at the end | some string
+    bell | m | ring it at noon | rang it at noon | ringing it | WH | lost its clapper | some wire
+    book | p | read it aloud | read it aloud | reading it | H | lost its cover | some tape
+    puzzle | p | put it together | put it together | solving it | H | came apart | some glue
+    balloon | c | let it float on a string | let it float on a string | floating it | TW | lost its string | some string
+    wagon | c | pull it up the lane | pulled it up the lane | pulling it | WH | lost a wheel | a hammer
+    bucket | c | carry water in it | carried water in it | filling it | WH | broke at the handle | some wire
+    shovel | w | dig with it | dug with it | digging with it | WH | snapped at the handle | a nail
+    basket | n | gather flowers in it | gathered flowers in it | filling it | TW | came undone | some straw
+    blanket | s | sit under it | sat under it | sitting under it | TW | ripped at the edge | a needle and thread
+    crown | m | rule the yard in it | ruled the yard in it | wearing it | TWH | bent out of shape | a hammer
+    cape | s | whirl around in it | whirled around in it | whirling in it | TW | ripped at the hem | a needle and thread
+    mask | p | make faces behind it | made faces behind it | hiding behind it | TW | tore at the nose | some tape
+    paintbrush | w | paint clouds with it | painted clouds with it | painting with it | WH | lost its bristles | some string
+    notebook | c | write secrets in it | wrote secrets in it | writing in it | W | lost its pages | some tape
+    marble | m | roll it down the steps | rolled it down the steps | rolling it | H | chipped on the side | some glue
+    hoop | c | roll it along the lane | rolled it along the lane | rolling it | TW | bent out of shape | some wire
+    jump rope | c | skip with it | skipped with it | skipping with it | TW | frayed in the middle | some tape
+    robot | m | make it march | made it march | winding it up | WH | lost a screw | a screwdriver
+    puppet | s | make it dance | made it dance | moving it | TW | lost its strings | some string
+    music box | w | wind it up at night | wound it up at night | winding it up | - | stopped playing | a screwdriver
+    mirror | m | catch sunbeams with it | caught sunbeams with it | tilting it | H | cracked in the corner | some glue
+    magnet | n | pick up pins with it | picked up pins with it | testing it | WH | broke in two | some glue
+    compass | m | find north with it | found north with it | reading it | WH | lost its needle | a screwdriver
+    map | p | plan trips with it | planned trips with it | studying it | TW | tore down the middle | some tape
+    telescope | m | look at the moon through it | looked at the moon through it | looking through it | H | came apart | a screwdriver
+    clock | w | listen to it tick | listened to it tick | hearing it tick | - | stopped ticking | a screwdriver
+    key | m | pretend it opened a castle | pretended it opened a castle | turning it | WH | bent out of shape | a hammer
+    coin | m | flip it in the air | flipped it in the air | flipping it | WH | lost its shine | a cloth
+    ring | m | watch it sparkle | watched it sparkle | turning it | WH | bent out of shape | a hammer
+    necklace | m | wear it on Sundays | wore it on Sundays | wearing it | TWH | came undone | some string
+    button | n | spin it on a thread | spun it on a thread | spinning it | H | split in half | some glue
+    ribbon | c | twirl it in circles | twirled it in circles | twirling it | TW | ripped in two | a needle and thread
+    feather | n | tickle noses with it | tickled noses with it | waving it | TW | bent in half | some tape
+    shell | n | hear the sea in it | heard the sea in it | listening to it | WH | chipped on the side | some glue
+    pinwheel | p | run with it in the breeze | ran with it in the breeze | blowing on it | TW | lost a wing | a pin
+    teapot | m | pour make-believe tea from it | poured make-believe tea from it | pouring from it | - | lost its lid | some glue
+    spoon | w | dig tiny wells with it | dug tiny wells with it | digging with it | WH | snapped at the handle | some glue
+    pillow | s | build forts with it | built forts with it | plumping it | TW | burst at the seam | a needle and thread
+    backpack | c | pack snacks in it | packed snacks in it | packing it | TW | ripped at the strap | a needle and thread
+    sled | w | ride it down the slope | rode it down the slope | riding it | WH | cracked underneath | a nail
+    scooter | c | ride it round the yard | rode it round the yard | riding it | W | lost a wheel | a wrench
+    skateboard | c | roll down the lane on it | rolled down the lane on it | riding it | W | cracked underneath | a wrench
+    bow | w | shoot straws with it | shot straws with it | pulling it | TW | lost its string | some string
+    camera | n | take pictures with it | took pictures with it | holding it | H | got stuck | a screwdriver
+    flag | c | wave it from the gate | waved it from the gate | waving it | TW | ripped along the edge | a needle and thread
+    paper plane | c | send it over the fence | sent it over the fence | throwing it | TW | lost a wing | some tape
+    snow globe | n | shake it and watch the flakes | shook it and watched the flakes | shaking it | - | came loose | some glue
+    fan | p | make a breeze with it | made a breeze with it | waving it | TW | tore along a fold | some tape
+    locket | m | open and close it | opened and closed it | opening it | WH | lost its chain | some string
+    comb | n | hum through it | hummed through it | humming through it | WH | lost a tooth | some glue
+    harmonica | m | play songs on it | played songs on it | playing it | WH | got stuck | a screwdriver
+    guitar | w | strum it softly | strummed it softly | strumming it | - | lost a string | some wire
+    violin | w | practice songs on it | practiced songs on it | practicing on it | - | lost a string | some glue
+    trumpet | m | play marches on it | played marches on it | playing it | WH | bent in the middle | a hammer
+    tambourine | c | shake it and sing | shook it and sang | shaking it | TW | split on one side | some tape
+    flashlight | c | shine it at the ceiling | shone it at the ceiling | shining it | WH | went dark | a screwdriver
+    magnifying glass | n | look at ants through it | looked at ants through it | looking through it | WH | came loose | some glue
+    pouch | s | keep treasures in it | kept treasures in it | opening it | TWH | ripped at the bottom | a needle and thread
+    rocking horse | w | ride it to far lands | rode it to far lands | riding it | - | lost an ear | some glue
+    spinning top | c | make it whirl | made it whirl | spinning it | WH | chipped at the tip | a nail
+    toy duck | w | pull it on a string | pulled it on a string | pulling it | W | lost its beak | some glue
+    toy castle | w | guard it from dragons | guarded it from dragons | guarding it | - | lost a tower | some glue
+    picture frame | w | keep drawings in it | kept drawings in it | dusting it | H | came apart | a nail
+    birdhouse | w | watch birds visit it | watched birds visit it | painting it | W | lost its roof | a nail
+    butterfly net | c | chase moths with it | chased moths with it | swinging it | TW | got a big hole | a needle and thread
+    watering can | c | water the flowers with it | watered the flowers with it | filling it | W | got a leak | a patch
+    beach ball | c | toss it up and catch it | tossed it up and caught it | tossing it | TW | got a leak | a patch
 """)
 
+INDOORS = _words("library, attic, museum, bakery, toy shop, kitchen, cellar, garage, stable, theater, classroom, barn, greenhouse, cave")
 # place | "in", "on", "at" or "by" | spots
 PLACES_KID = _rows("""
     park | in | under the bench, behind the fountain, beside the swings, next to the statue
@@ -292,6 +293,7 @@ DISHES = _rows("""
     tart | a | pear, lemon, raspberry, apricot, custard
     salad | a bowl of | cucumber, beet, bean, melon, potato
 """)
+SWEET = _words("pie, cake, pudding, tart, bread")
 CROPS = _words("""sunflower, pumpkin, bean, melon, radish, carrot, tomato, pea, turnip, tulip, corn, cabbage, strawberry,
 cucumber, poppy, onion, daisy, beet, lettuce, spinach, marigold, squash""")
 # young | its mother | call | food | shelter
@@ -323,7 +325,7 @@ jumping over puddles, looking at stars, picking flowers, making up rhymes, build
 humming tunes, solving riddles, rolling down hills, hiding in bushes, catching snowflakes, feeding birds, baking mud pies,
 weaving grass, dancing in circles, balancing on logs, whistling melodies, reading maps, asking questions, finding feathers,
 making daisy chains, listening to crickets, throwing acorns, naming beetles, painting stones, planning parties,
-gathering leaves, watching sunsets, carving sticks, playing hide and seek, stacking pebbles, guessing games, splashing about""")
+gathering leaves, watching sunsets, carving sticks, playing hide and seek, stacking pebbles, making up games, splashing about""")
 TRAITS = _words("""curious, cheerful, quiet, clever, gentle, busy, lively, shy, merry, thoughtful, dreamy, friendly, bold,
 patient, playful, bright, stubborn, careful, restless, polite, lucky, sleepy, jolly, eager, brave, kind, messy, noisy""")
 HOUSES = _words("cottage, house, cabin, farmhouse, brick house, wooden house, stone house, red house, white house, blue house")
@@ -362,40 +364,44 @@ FEARS = _rows("""
 """)
 # what is built | of | what is weak | what knocks it down | what makes it strong
 BUILDINGS = _rows("""
-    sandcastle | wet sand | the walls | a wave washed over it | farther from the water | kid
-    treehouse | old planks | the floor | a strong gust shook it | with twice as many nails | kid
-    raft | logs and rope | the knots | the current pulled it apart | with tighter knots | kid wild
-    dam | mud and sticks | the middle | the stream burst through it | with heavy stones below | kid wild
-    hut | branches and leaves | the roof | the wind lifted it off | with clay between the branches | kid wild
-    bridge | flat boards | the legs | it sagged and fell in | with thick posts underneath | kid wild
-    snow fort | packed snow | the corner | the noon sun melted it | in the shade of the wall | kid
-    tower | wooden blocks | the bottom | it swayed and crashed | with the biggest blocks below | kid
-    tent | sticks and sheets | the center | it folded up like a fan | with a pole in the center | kid wild
-    fence | twigs and twine | the gate | a goat pushed it over | with deep holes for the posts | kid wild
-    windmill | card and wire | the wings | the wings flew away | with a nail through the middle | kid
-    scarecrow | straw and rags | the legs | it tipped onto its nose | with a stake down its back | kid wild
-    cart | crates and wheels | the axle | the wheels rolled off | with a thick iron rod | kid
-    nest box | bark and moss | the lid | a branch knocked it down | with wire around the trunk | kid wild
-    stage | crates and boards | the steps | the boards slid apart | with a beam across the crates | kid wild
+    sandcastle | wet sand | the walls | a wave washed over it | farther from the water | kid | on the beach, at the seaside
+    treehouse | old planks | the floor | a strong gust shook it | with twice as many nails | kid | in the oak, in the elm
+    raft | logs and rope | the knots | the current pulled it apart | with tighter knots | kid wild | at the lake, by the river
+    dam | mud and sticks | the middle | the stream burst through it | with heavy stones below | kid wild | at the brook, by the stream
+    hut | branches and leaves | the roof | the wind lifted it off | with clay between the branches | kid wild | in the forest, in the clearing
+    bridge | flat boards | the legs | it sagged and fell in | with thick posts underneath | kid wild | at the brook, by the ditch
+    snow fort | packed snow | the corner | the noon sun melted it | in the shade of the wall | kid | in the snowy yard, on the white lawn
+    tower | wooden blocks | the bottom | it swayed and crashed | with the biggest blocks below | kid | in the playroom, on the carpet
+    tent | sticks and sheets | the center | it folded up like a fan | with a pole in the center | kid wild | in the meadow, on the lawn
+    fence | twigs and twine | the gate | a goat pushed it over | with deep holes for the posts | kid wild | in the garden, at the vegetable patch
+    windmill | card and wire | the wings | the wings flew away | with a nail through the middle | kid | on the hill, on the balcony
+    scarecrow | straw and rags | the legs | it tipped onto its nose | with a stake down its back | kid wild | in the cornfield, on the farm
+    cart | crates and wheels | the axle | the wheels rolled off | with a thick iron rod | kid | in the garage, in the yard
+    nest box | bark and moss | the lid | a branch knocked it down | with wire around the trunk | kid wild | in the orchard, in the beech wood
+    stage | crates and boards | the steps | the boards slid apart | with a beam across the crates | kid wild | in the barn, in the square
 """)
 # the strange noise | what it was | what had to be done
 NOISES = _rows("""
-    scratching | a kitten | shut behind the door | opened the door
-    tapping | a loose shutter | swinging in the wind | tied it with a string
-    humming | a swarm of bees | moving into an empty box | stepped softly away
-    thumping | a baby rabbit | stuck in a flowerpot | tipped the pot
-    squeaking | a rusty hinge | turning to and fro | dabbed some oil on it
-    dripping | a leaking pipe | filling an old pan | put a bigger pan below
-    rustling | a hedgehog | looking for beetles | left out a dish of water
-    ticking | an alarm clock | forgotten under a cloth | turned it off
-    buzzing | a fly | caught in a jar | lifted the lid
-    whimpering | a puppy | tangled in a net | cut the net
-    chirping | a young sparrow | fallen from its nest | lifted it back
-    creaking | a rope swing | moving in the breeze | gave it a push
-    snoring | a fat badger | asleep in the leaves | tiptoed past
-    jingling | a lost goat | wearing a bell | led it to its field
-    croaking | a green frog | trapped in a bucket | carried it to the water
-    crunching | a small donkey | eating windfall apples | gave it one more
+    scratching | a kitten | shut in by mistake | let it out | in the cupboard, in the wardrobe, in the shed
+    tapping | a loose shutter | swinging in the wind | tied it with a string | outside the window, in the next room
+    humming | a swarm of bees | moving into an empty box | stepped softly away | in the attic, on the balcony
+    thumping | a baby rabbit | stuck in a flowerpot | tipped the pot | on the porch, behind the house
+    squeaking | a rusty hinge | turning to and fro | dabbed some oil on it | at the cellar door, at the garden gate
+    dripping | a leaking pipe | filling an old pan | turned off the water | under the sink, in the bathroom
+    rustling | a hedgehog | looking for beetles | gave it a dish of water | under the hedge, behind the shed
+    ticking | an alarm clock | forgotten under a cloth | turned it off | in the trunk, under the bed
+    buzzing | a fly | caught in a jar | lifted the lid | on the shelf, in the pantry
+    whimpering | a puppy | tangled in a net | cut the net | under the porch, in the garage
+    chirping | a young sparrow | fallen from its nest | lifted it back | on the windowsill, in the gutter
+    creaking | a rope swing | moving in the breeze | hung it up higher | in the garden, by the big tree
+    snoring | a fat badger | asleep in the leaves | woke it gently | behind the woodpile, under the stairs
+    jingling | a lost goat | wearing a bell | led it to its field | in the yard, by the fence
+    croaking | a green frog | trapped in a bucket | carried it to the water | by the well, in the cellar
+    crunching | a small donkey | eating windfall apples | gave it one last apple | under the apple tree, by the wall
+    flapping | a white sheet | left out on the line | took it down | behind the house, in the courtyard
+    gnawing | a brown mouse | nibbling at a crust | shooed it outside | in the kitchen, in the pantry
+    hooting | a small owl | sitting on a beam | opened a window for it | in the attic, under the roof
+    clanking | a tin can | rolling in the draft | picked it up | on the stairs, in the hall
 """)
 SKILLS = _rows("""
     race | run | run faster than anyone | ran up and down the lane | the finish line | kid wild
@@ -462,6 +468,29 @@ STIRS = _words("""stirred slowly, stirred with a big spoon, stirred a hundred ti
 stirred and counted, stirred until it was smooth, stirred like a miller""")
 
 
+CHORES_WILD = _rows("""
+    gathering twigs | gathered twigs
+    picking seeds | picked seeds
+    raking leaves | raked leaves
+    rolling stones | rolled stones
+    carrying water | carried water
+    sorting acorns | sorted acorns
+    drying herbs | dried herbs
+    airing the bedding | aired the bedding
+    pulling weeds | pulled weeds
+    clearing the path | cleared the path
+    stacking hay | stacked hay
+    picking berries | picked berries
+    weaving mats | wove mats
+    cracking nuts | cracked nuts
+    digging roots | dug roots
+    patching the roof | patched the roof
+""")
+BEDS = _words("""under the kitchen window, beside the gate, next to the fence, behind the shed, along the sunny wall, near the rain barrel,
+in the corner of the garden, by the front door, beside the gooseberries, next to the compost heap, near the old well, under the clothesline""")
+WEEKDAYS = _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
+
+
 def character(teller, role: str) -> tuple[str, int, dict[str, str]]:
     """Name, gender (0 he, 1 she) and attributes of the one who plays `role` (h, f, m or k)."""
     world = teller.world
@@ -513,7 +542,8 @@ def choose(teller, key: str) -> None:
         letter = key[0]
         other = world.get("q" if letter == "p" else "p")
         rows = PLACES_KID if kid else PLACES_WILD
-        row = teller.one_of([row for row in rows if row[0] != other])
+        shut_out = INDOORS if "outdoors" in world else ()
+        row = teller.one_of([row for row in rows if row[0] != other and row[0] not in shut_out])
         spots = list(_words(row[2]))
         world[letter], world[f"{letter}in"] = row[0], f"{row[1]} the {row[0]}"
         for number in "123":
@@ -521,7 +551,7 @@ def choose(teller, key: str) -> None:
     elif key in ("food", "afood", "taste", "dish", "food2", "afood2"):
         second = "2" if key.endswith("2") else ""
         while True:
-            dish, article, tastes = teller.one_of(DISHES)
+            dish, article, tastes = teller.one_of([row for row in DISHES if "sweet" not in world or row[0] in SWEET])
             taste = teller.one_of(_words(tastes))
             if f"{taste} {dish}" != world.get("food" if second else "food2"):
                 break
@@ -560,15 +590,22 @@ def choose(teller, key: str) -> None:
     elif key in ("fear", "scene", "dared", "advice"):
         row = teller.one_of([row for row in FEARS if teller.kind in row[4]])
         world["fear"], world["scene"], world["dared"], world["advice"] = row[:4]
-    elif key in ("building", "stuff", "weak", "fell", "better"):
+    elif key in ("building", "stuff", "weak", "fell", "better", "site"):
         row = teller.one_of([row for row in BUILDINGS if teller.kind in row[5]])
         world["building"], world["stuff"], world["weak"], world["fell"], world["better"] = row[:5]
-    elif key in ("noise", "source", "state", "deed"):
-        world["noise"], world["source"], world["state"], world["deed"] = teller.one_of(NOISES)
+        world["site"] = teller.one_of(_words(row[6]))
+    elif key in ("noise", "source", "state", "deed", "nook"):
+        *row, nooks = teller.one_of(NOISES)
+        world["noise"], world["source"], world["state"], world["deed"] = row
+        world["nook"] = teller.one_of(_words(nooks))
     elif key in ("contest", "skill", "boast", "practice", "goal"):
         row = teller.one_of([row for row in SKILLS if teller.kind in row[5]])
         world["contest"], world["skill"], world["boast"], world["practice"], world["goal"] = row[:5]
     elif key in ("chore", "chored"):
-        world["chore"], world["chored"] = teller.one_of(CHORES)
+        world["chore"], world["chored"] = teller.one_of(CHORES if kid else CHORES_WILD)
+    elif key in ("bed1", "bed2"):
+        world[key] = teller.one_of([bed for bed in BEDS if bed not in (world.get("bed1"), world.get("bed2"))])
+    elif key == "weekday":
+        world[key] = teller.one_of(WEEKDAYS)
     else:
         raise KeyError(f"no such slot in a story: {key!r}")

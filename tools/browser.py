@@ -1,6 +1,6 @@
 """A Chromium for the tests of the rendered book, and a door through which it sees nothing but the book.
 
-`python -m tools.browser` finds one or gets one: Playwright's own download, or for root on Debian the package `chromium`.
+`python -m tools.browser` finds one or gets one: Playwright's own download, or for root on Debian `chromium`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync "
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
     # Whatever is not localhost goes to a proxy that is not there. (Playwright's own routing would block as well,
     # but it turns the cache off, and every page would fetch the fonts again.)
-    "--proxy-server=http://127.0.0.1:9 --proxy-bypass-list=localhost"
-).split()
+    "--proxy-server=http://127.0.0.1:9",
+    "--proxy-bypass-list=localhost",
+]
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 MEND = "`.venv/bin/playwright install --with-deps chromium`, or Debian's package `chromium`, or CHROMIUM=/path/to/it"
@@ -116,7 +123,7 @@ def open_context(browser, dark: bool = False, **options):
 
 
 def open_page(context, address: str, name: str):
-    """A page, settled, with `page.left` (requests that left `address`; all fail) and `page.said` (errors it reported)."""
+    """A settled page, with `page.left` (requests that left `address`; all fail) and `page.said` (its errors)."""
     page = context.new_page()
     page.left, page.said = [], []
 

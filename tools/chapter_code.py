@@ -14,6 +14,7 @@ import nbformat
 
 from tools.freshness import SHELL
 
+DEFINING = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 SKIPPED_TAGS = {"raises-exception", "skip-execution", "solution", "exercise"}
 
 
@@ -21,9 +22,8 @@ def definitions(source: str) -> list[ast.stmt]:
     """The statements of a cell that only define: imports, functions, classes, constants written as literals."""
     kept = []
     for node in ast.parse(SHELL.sub("", source)).body:
-        if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            kept.append(node)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None and _simple(node):
+        constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None and _simple(node)
+        if constant or isinstance(node, DEFINING):
             kept.append(node)
     return kept
 
@@ -43,7 +43,7 @@ def run_definitions(cells, namespace: dict, name: str) -> dict:
 
 
 def load_definitions(path: str | Path) -> SimpleNamespace:
-    """Imports, functions, classes and simple constants of a notebook as a namespace: `load_definitions(p).LatentAttention`.
+    """Imports, functions, classes and simple constants of a notebook: `load_definitions(path).LatentAttention`.
 
     Exercises and their solutions are left out, and so is everything that computes.
     """
@@ -54,7 +54,9 @@ def load_definitions(path: str | Path) -> SimpleNamespace:
 def _simple(node: ast.Assign | ast.AnnAssign) -> bool:
     """Names on the left; on the right a literal, or arithmetic on literals and names in capitals."""
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    names = all(isinstance(part, (ast.Name, ast.Tuple, ast.expr_context)) for target in targets for part in ast.walk(target))
+    names = all(
+        isinstance(part, (ast.Name, ast.Tuple, ast.expr_context)) for target in targets for part in ast.walk(target)
+    )
     allowed = (ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
     return names and all(
         isinstance(part, allowed)

@@ -1,6 +1,6 @@
-"""Is a notebook's output still what its code and the library would give? A fingerprint of both says so without running it.
+"""Is a notebook's output still what its code and the library would give? A fingerprint of both tells.
 
-The fingerprint covers the notebook's code cells and every moemla module that they use, directly or through other modules.
+It covers the notebook's code cells and every moemla module that they use, directly or through other modules.
 Comments and docstrings of the library do not count; neither does the Python version that computes it.
 """
 
@@ -18,7 +18,7 @@ SHELL = re.compile(r"^\s*[!%].*$", re.MULTILINE)
 
 
 def parse_cells(notebook) -> list[ast.Module]:
-    """The syntax trees of the code cells, shell and magic lines blanked; a cell that is no Python gives an empty tree."""
+    """The syntax trees of the code cells, shell and magic lines blanked; what is no Python gives an empty tree."""
     trees = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

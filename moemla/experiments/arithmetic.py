@@ -10,64 +10,72 @@ Value = tuple[int | float, str]
 
 
 def equals(value: float) -> Value:
-    """The same quantity where it is printed elsewhere."""
+    """The same quantity where it is printed elsewhere. Built in chapter 19."""
     return value, ""
 
 
 def multiply(*factors: float, scale: int | float = 1) -> Value:
-    """A product, divided by `scale`."""
+    """A product, divided by `scale`. Built in chapter 19."""
     return math.prod(factors) / scale, ""
 
 
 def ratio(over: float, under: float) -> Value:
-    """One number over another."""
+    """One number over another. Built in chapter 19."""
     return over / under, ""
 
 
 def percent_of(part: float, whole: float) -> Value:
-    """A part of a whole, in percent."""
+    """A part of a whole, in percent. Built in chapter 19."""
     return 100 * part / whole, ""
 
 
 def percent_change(before: float, after: float) -> Value:
-    """Change of a perplexity in percent; the detail gives the change of its logarithm, the loss."""
+    """Change of a perplexity in percent; the detail gives the change of its logarithm, the loss.
+
+    Built in chapter 19.
+    """
     loss = 100 * (math.log(after) / math.log(before) - 1)
     return 100 * (after / before - 1), f"{loss:+.2f} % in nats"
 
 
 def reduction(before: float, after: float) -> Value:
-    """How much smaller, in percent."""
+    """How much smaller, in percent. Built in chapter 19."""
     return 100 * (1 - after / before), ""
 
 
 def loss_reduction(before: float, after: float) -> Value:
-    """How much smaller the loss (ln of the perplexity) is, in percent; the detail has the perplexity's
-    own."""
+    """How much smaller the loss (ln of the perplexity) is, in percent; the detail has the perplexity's own.
+
+    Built in chapter 19.
+    """
     value = 100 * (1 - math.log(after) / math.log(before))
     return value, f"ln {before} = {math.log(before):.4f}, ln {after} = {math.log(after):.4f}"
 
 
 def nearest_rise(*perplexities: float) -> Value:
-    """Of the rises between two neighbours of Table 4, and MHA to MLA-RoPE of Table 2, the one nearest to
-    0.8 %."""
+    """Of the rises between two neighbours of Table 4, and MHA to MLA-RoPE of Table 2, the one nearest to 0.8
+    %.
+
+    Built in chapter 19.
+    """
     pairs = list(zip(perplexities[::2], perplexities[1::2], strict=True))
     rises = [100 * (after / before - 1) for before, after in pairs]
     return min(rises, key=lambda rise: abs(rise - 0.8)), ", ".join(f"{rise:.2f} %" for rise in rises)
 
 
 def mean(*values: float) -> Value:
-    """Arithmetic mean."""
+    """Arithmetic mean. Built in chapter 19."""
     return sum(values) / len(values), ""
 
 
 def mean_spread(*deviations: float) -> Value:
-    """Standard deviation of the mean of independent parts."""
+    """Standard deviation of the mean of independent parts. Built in chapter 19."""
     return math.hypot(*deviations) / len(deviations), ""
 
 
 def paired_p(mean_a: float, sd_a: float, mean_b: float, sd_b: float, correlation: float = 0.0) -> Value:
     """Two-sided p of a paired t over three seeds, from printed means and deviations and an assumed
-    correlation.
+    correlation. Built in chapter 19.
 
     With two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
     """
@@ -78,7 +86,10 @@ def paired_p(mean_a: float, sd_a: float, mean_b: float, sd_b: float, correlation
 
 
 def interval_percent(mean_a: float, sd_a: float, mean_b: float, sd_b: float) -> Value:
-    """Half of a 95 % interval of the relative improvement of b over a, in percent, by t over three seeds."""
+    """Half of a 95 % interval of the relative improvement of b over a, in percent, by t over three seeds.
+
+    Built in chapter 19.
+    """
     relative = mean_b / mean_a * math.hypot(sd_a / mean_a, sd_b / mean_b)
     p = 0.95
     t = p * math.sqrt(2 / (1 - p**2))  # two degrees of freedom

@@ -28,6 +28,8 @@ _EXPECT = re.compile(r"([<>=])\s*(\S+)")
 # These round or count by themselves: the rounding of the printed numbers they are given is not varied.
 EXACT = ("combinations", "sizes_of_one_convention", "medium_millions", "nearest_width_with_even_heads")
 
+Number = int | float
+
 
 class ClaimError(MoemlaError):
     """A claim that does not exist, or an entry of the ledger that breaks its rules. Built in chapter 19."""
@@ -60,23 +62,28 @@ class Claim:
     result: dict[str, Any] | None = None
     expect: str | None = None
     expect_given: dict[str, Any] = field(default_factory=dict)
-    tolerance: str | float | None = None
+    tolerance: str | Number | None = None
     source: str | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail."""
+    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail.
 
-    computed: float | None
+    Built in chapter 19.
+    """
+
+    computed: Number | None
     expected: str
     status: str
     detail: str
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
-    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule. Built in chapter
-    19."""
+    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule.
+
+    Built in chapter 19.
+    """
     import yaml
 
     known = {f.name for f in fields(Claim)}
@@ -187,7 +194,7 @@ def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
     return Outcome(value, expected, "reproduced" if agrees else "contradicted", detail)
 
 
-def _compute(claim: Claim) -> tuple[float, float, float, str]:
+def _compute(claim: Claim) -> tuple[Number, Number, Number, str]:
     """Value, its lowest and highest over the rounding of the numbers it is computed from, and detail."""
     function, printed = FUNCTIONS[claim.computed], _printed_of()
     numbers = [printed[name] for name in claim.of]
@@ -204,7 +211,7 @@ def _expected_function(claim: Claim) -> str | None:
     return match[2] if match and not _NUMBER.fullmatch(match[2]) else None
 
 
-def _compare(claim: Claim, low: float, high: float) -> tuple[str, bool]:
+def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
     """What was expected, and whether [low, high] meets it."""
     if claim.expect is None:
         target, half = printed_number(claim.printed)
@@ -229,7 +236,7 @@ def _compare(claim: Claim, low: float, high: float) -> tuple[str, bool]:
     return text, low - half - slack <= target <= high + half + slack
 
 
-def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[float | None, str]:
+def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None, str]:
     """Mean of a measure over the results whose settings hold all of `where`."""
     where = wanted.get("where", {})
     found = [
@@ -246,8 +253,10 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[float | None,
 
 
 def select(claims: Iterable[Claim], ids: Iterable[str]) -> list[Claim]:
-    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none. Built in
-    chapter 19."""
+    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none.
+
+    Built in chapter 19.
+    """
     claims, ids = list(claims), list(ids)
     for name in ids:
         if not any(_under(claim.id, name) for claim in claims):

@@ -62,8 +62,10 @@ def cell_key(settings: Mapping[str, Any]) -> str:
 
 
 def validate(data: Any, source: str = "result") -> Result:
-    """The `Result` in a decoded JSON object, or `ResultError` with what is wrong in `source`. Built in
-    chapter 15."""
+    """The `Result` in a decoded JSON object, or `ResultError` with what is wrong in `source`.
+
+    Built in chapter 15.
+    """
 
     def require(condition: bool, problem: str) -> None:
         if not condition:
@@ -92,8 +94,10 @@ def validate(data: Any, source: str = "result") -> Result:
 
 
 def write(result: Result, folder: str | Path) -> Path:
-    """Write one result, whole or not at all; returns its path. A file of the same name is replaced. Built
-    in chapter 15."""
+    """Write one result, whole or not at all; returns its path. A file of the same name is replaced.
+
+    Built in chapter 15.
+    """
     data = _plain(asdict(result), "result")
     validate(data, f"result {result.experiment}.{result.name}")
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
@@ -129,8 +133,10 @@ def read(path: str | Path) -> Result:
 
 
 def load(folder: str | Path, experiment: str | None = None) -> list[Result]:
-    """All results of a folder, or of one experiment in it, in the order of their names. Built in chapter
-    15."""
+    """All results of a folder, or of one experiment in it, in the order of their names.
+
+    Built in chapter 15.
+    """
     pattern = f"{experiment}.*.json" if experiment else "*.json"
     paths = sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
     return [read(path) for path in paths]
@@ -143,13 +149,13 @@ def run_cells(
     folder: str | Path,
     report: Callable[[int, int, Result, bool], None] | None = None,
 ) -> list[Result]:
-    """Run the cells of an experiment that have no result yet; results of all of them, in order. Built in
-    chapter 15.
+    """Run the cells of an experiment that have no result yet; results of all of them, in order.
 
     `work(settings, scratch)` returns the measures. `scratch` is a folder of the cell's own, kept until its
     result is written, so that a cell which was cut may go on from what it left there. A cell is found by
     its settings; to repeat one, delete its file. `report(index, total, result, was_there)` is called after
     each cell. Provenance counts the `attempts`; its `seconds` are those of the attempt that finished.
+    Built in chapter 15.
     """
     cells = [_plain(cell, "settings") for cell in cells]
     keys = [cell_key(cell) for cell in cells]

@@ -9,7 +9,6 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-
 from tools.book_checks import CHAPTER_CHECKS, PAGE_CHECKS
 from tools.chapter_code import load_definitions
 from tools.execute import execute
@@ -228,6 +227,10 @@ def break_address(notebook):
     find(notebook, "torch.ones").outputs[0]["text"] = "<Rotation at 0x7f3a52d0>"
 
 
+def break_path(notebook):
+    find(notebook, "torch.ones").outputs[0]["text"] = "saved to /home/ada/run/checkpoint"
+
+
 def break_frame(notebook):
     find(notebook, "## The problem").metadata["tags"] = []
 
@@ -344,6 +347,7 @@ BROKEN = [
     (break_hidden_clock, "stable", "timing"),
     (break_rate, "stable", "1,234 tokens/s"),
     (break_address, "stable", "memory address"),
+    (break_path, "stable", "/home/ada"),
     (break_frame, "frame", "frame-3"),
     (break_frame_order, "frame", "order"),
     (break_assert, "asserts", "part 6"),

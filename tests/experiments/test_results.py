@@ -29,16 +29,12 @@ ORIGIN = {
 
 
 def result(**changes) -> Result:
-    values = dict(
-        experiment="table2", name="M-0", settings={"seed": 0}, measures={"loss": 2.0}, provenance=ORIGIN
-    )
+    values = dict(experiment="table2", name="M-0", settings={"seed": 0}, measures={"loss": 2.0}, provenance=ORIGIN)
     return Result(**values | changes)
 
 
 def test_written_and_read_back(tmp_path):
-    given = result(
-        measures={"loss": np.float32(0.5), "curve": (1, 2), "counts": np.arange(3), "diverged": False}
-    )
+    given = result(measures={"loss": np.float32(0.5), "curve": (1, 2), "counts": np.arange(3), "diverged": False})
     path = write(given, tmp_path / "results")
     assert path.name == "table2.M-0.json"
     back = read(path)
@@ -125,9 +121,7 @@ except ResultError as error:
 
 
 def test_provenance_says_where_from_and_names_nobody(monkeypatch):
-    origin = results.provenance(
-        1.23456, ["/usr/local/bin/moemla", "experiment", "t2", "--data=/srv/x/stories"]
-    )
+    origin = results.provenance(1.23456, ["/usr/local/bin/moemla", "experiment", "t2", "--data=/srv/x/stories"])
     assert set(origin) == set(results.PROVENANCE)
     assert origin["command"] == "moemla experiment t2 --data=stories" and origin["seconds"] == 1.235
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", origin["date"])
