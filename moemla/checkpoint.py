@@ -95,7 +95,7 @@ def save_checkpoint(run: str | os.PathLike, model: LanguageModel, optimizers, st
             _remove(old)
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise MoemlaError(f"checkpoint {target} could not be written: {error}") from error
+        raise MoemlaError(f"checkpoint {target} could not be written: {_brief(error)}") from error
     return target
 
 
@@ -165,7 +165,7 @@ def load(path: str | os.PathLike, device=None) -> tuple[LanguageModel, Tokenizer
     try:
         config = ModelConfig.from_dict(read_json(weights / "config.json"))
     except (TypeError, ValueError) as error:
-        raise MoemlaError(f"{weights / 'config.json'} cannot be used: {error}") from error
+        raise MoemlaError(f"{weights / 'config.json'} cannot be used: {_brief(error)}") from error
     model = LanguageModel(config, device=device)
     _load_weights(model, weights)
     tokenizer = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else None

@@ -216,6 +216,35 @@ class Generate:
 
 
 @dataclass
+class Experiment:
+    """One of the book's or the paper's experiments; stops and goes on at any point. Built in chapter 15.
+
+    A finished part is a file in --folder; the same call again repeats only what is missing.
+    """
+
+    name: tyro.conf.Positional[Literal["ten-minutes"]]
+    scale: Literal["smoke", "cpu", "gpu", "paper"] = "smoke"
+    """How much of it: smoke takes seconds; cpu is meant for two cores."""
+    folder: Path = Path("results")
+    """Where results are kept, one JSON file each."""
+    train: Path | None = None
+    """Text files instead of the built-in stories, with a line <|endoftext|> between stories."""
+    valid: Path | None = None
+
+    def __call__(self) -> None:
+        from moemla.experiments import ten_minutes
+
+        line = LiveLine(ten_minutes.SCALES.get(self.scale, {}).get("steps", 1))
+        try:
+            found = ten_minutes.run(self.scale, self.folder, self.train, self.valid, on_progress=line)
+        finally:
+            line.close()
+        for result in found:
+            shown = {key: value for key, value in result.measures.items() if key not in ("samples", "training")}
+            print(json.dumps({"settings": result.settings, "measures": shown}, indent=1))
+
+
+@dataclass
 class Claims:
     """The ledger: each number of the paper, what this project finds, and the status. Built in chapter 19."""
 
@@ -270,7 +299,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-COMMANDS = {"prepare": Prepare, "train": Train, "evaluate": Evaluate, "generate": Generate, "claims": Claims}
+COMMANDS = {
+    "prepare": Prepare,
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "experiment": Experiment,
+    "claims": Claims,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -52,5 +52,5 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"], valid: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t d"]:
         routing = self.router(x, valid)
         routed = self.experts(rearrange(x, "b t d -> (b t) d"), routing.index, routing.gate)
-        out = rearrange(routed, "(b t) d -> b t d", b=x.shape[0])
+        out = routed.reshape(x.shape)
         return out if self.shared is None else out + self.shared(x)

@@ -104,7 +104,8 @@ class _Teller:
         self.position = self.sentence = 0
         self.first_mention: dict[str, tuple[int, int]] = {}  # of a thing: position, sentence
         self.topic: _Character | None = None
-        self.quoted = self.article = self.capital = self.space = False
+        self.quoted = self.capital = self.space = False
+        self.article = ""  # an "a" or "A" that waits for its word
         self.at_break = True  # at the start of a paragraph
         self.agreements: list[Agreement] = []
 
@@ -147,7 +148,7 @@ class _Teller:
                 if self.detail == 2 or (self.detail == 1 and self.pick(2)):
                     self.run(node[1])
             elif code == _ARTICLE:
-                self.article = True
+                self.article = node[1]
             else:
                 self.capital = True
                 self.sentence += 1
@@ -159,8 +160,8 @@ class _Teller:
         if not text:
             return
         if self.article:
-            self.article = False
-            self.put("an " if text[0] in "aeiou" and not text.startswith(("uni", "use", "one")) else "a ")
+            article, self.article = self.article, ""
+            self.put(article + ("n " if text[0] in "aeiou" and not text.startswith(("uni", "use", "one")) else " "))
         if self.capital:
             text, self.capital = text[0].upper() + text[1:], False
         if self.space:
@@ -259,10 +260,7 @@ def _macro(name: str, kind: str) -> tuple:
 def _compile(template: str) -> tuple:
     """The nodes of a template. Raises ValueError when its brackets do not match."""
     tokens = _TOKEN.findall(template)
-    nodes, rest = _parse(tokens, 0, "")
-    if rest != len(tokens):
-        raise ValueError(f"unmatched bracket in story template: {template!r}")
-    return nodes
+    return _parse(tokens, 0, "")[0]
 
 
 def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
@@ -280,20 +278,22 @@ def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
         elif token == "<":
             inner, at = _parse(tokens, at, ">")
             branches[-1].append((_OPTION, inner))
+        elif token in "]>":
+            raise ValueError(f"story template has {token!r} without its opening: {''.join(tokens)!r}")
         elif token[0] == "@":
             branches[-1].append((_MACRO, token[1:]))
         elif token[0] == "{":
             branches[-1].append(_slot(token[1:-1]))
         else:
             dynamic = at < len(tokens) and tokens[at][0] in "[{"
-            article = dynamic and re.search(r"(?:^|[\s\"])a $", token)
+            article = dynamic and re.search(r"(?:^|[\s\"])[aA] $", token)
             literal = token[:-2] if article else token
             if literal:
                 ends = len(_SENTENCE_END.findall(literal))
                 quote = literal.count('"') % 2 == 1
                 branches[-1].append((_LITERAL, literal, ends, quote, "\n" in literal))
             if article:
-                branches[-1].append((_ARTICLE,))
+                branches[-1].append((_ARTICLE, token[-2]))
     else:
         if closing:
             raise ValueError(f"story template lacks {closing!r}: {''.join(tokens)!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DETAIL = (0, 0, 0, 0, 0, 1, 1, 1, 2, 2)
+DETAIL = (0, 0, 0, 0, 0, 0, 1, 1, 2, 2)
 
 _BOTH, _KID, _WILD = ("kid", "wild"), ("kid",), ("wild",)
 
@@ -52,6 +52,13 @@ MACROS: dict[str, list[str]] = {
         "on a {weather} {day},",
         "it was a {weather} {day} when",
     ],
+    "color": [
+        "{scenery}.",
+        "{scenery}, and {h!} {wore}.",
+        "{h!} {wore}.",
+        "the air smelled of {smell}.",
+        "{M} was {pastime}.",
+    ],
     "pal.kid": [
         "{his} friend {F}",
         "{his} neighbor {F}",
@@ -59,8 +66,17 @@ MACROS: dict[str, list[str]] = {
         "{his} [best|good|old|dear] friend {F}",
     ],
     "pal.wild": ["{his} friend {F} the {f.kind}", "a {f.kind} named {F}", "a {trait2} {f.kind} named {F}"],
-    "palo.kid": ["{his} friend {F.o}", "{his} neighbor {F.o}", "a {f.kind} named {F.o}", "{his} [best|old] friend {F.o}"],
-    "palo.wild": ["{his} friend {F.o} the {f.kind}", "a {f.kind} named {F.o}", "a {trait2} {f.kind} named {F.o}"],
+    "palo.kid": [
+        "{his} friend {F.o}",
+        "{his} neighbor {F.o}",
+        "a {f.kind} named {F.o}",
+        "{his} [best|old] friend {F.o}",
+    ],
+    "palo.wild": [
+        "{his} friend {F.o} the {f.kind}",
+        "a {f.kind} named {F.o}",
+        "a {trait2} {f.kind} named {F.o}",
+    ],
     "thanks": [
         '"[Thank you|Thanks|Thank you so much], {f!}," said {H}[| with a smile|, smiling|, out of breath].',
         '"[Oh, thank you|You did it|You are the best|How can I thank you], {f!}!" {h} [cried|called|laughed].',
@@ -78,7 +94,7 @@ MACROS: dict[str, list[str]] = {
     ],
     "what": [
         '"[Why are you so sad|What is the matter|What are you looking for|What is wrong|Why the long face], {h!}?" asked {F}.',
-        '{F} saw [{h!.s} face|that {h!} was sad]. "[What happened|Can I help|Tell me what is wrong]," {f} said.',
+        '{F} saw [{h!.s} face|that {h!} was sad]. "[Tell me everything|Let me help you|Tell me what is wrong]," {f} said.',
     ],
     "bedtime": [
         "[that night|that evening|when night fell], {evening}.",
@@ -86,32 +102,39 @@ MACROS: dict[str, list[str]] = {
         "soon {evening}, and [{h!} was tired|{M} called for supper|{h!} yawned].",
     ],
     "endo": [
-        "@bedtime [Back|Safe] in the {nest}, {h!} [put|laid] the {o!} [next to|beside] the {x!} and [thought of|smiled about|dreamed of] {f!.o}.",
+        "@ends",
+        "@ends",
+        "@ends",
+        "@ends",
+        "@ends",
+        "<@bedtime> [Back|Safe] in the {nest}, {h!} [put|laid] the {o!} [next to|beside] the {x!} and [thought of|smiled about|dreamed of] {f!.o}.",
+    ],
+    "ends": [
         "from [that day on|then on], whenever {h!} [saw|looked at|picked up|held] the {o!}, {he} [thought of|remembered] {f!.o}.",
-        "@bedtime In the {nest}, {h!} told {M.o} about {f!.o} and the {o!}. <[Then {he} fell asleep|{M} smiled].>",
+        "<@bedtime> In the {nest}, {h!} told {M.o} about {f!.o} and the {o!}. <[Then {he} fell asleep|{M} smiled].>",
         "[Now|After that|Since then] {h!} and {f!} [often met|met every week|played every day], and the {oc} [always came along|was always there].",
         "[to this day|even now|still today], {h!} [keeps|has] the {oc} in the {nest}, and {f!} [still comes to see it|often comes to visit].",
         "[that was how|and so] {h!} and {f!} [became friends for life|came to share a secret], and the {o!} [had|got] a place of honor in the {nest}.",
     ],
     "endh": [
-        "@bedtime [Back|Safe] in the {nest}, {h!} [told|talked to] {M.o} about {f!.o} [before going to sleep|until {he} fell asleep].",
+        "<@bedtime> [Back|Safe] in the {nest}, {h!} [told|talked to] {M.o} about {f!.o} [before going to sleep|until {he} fell asleep].",
         "[after that|later|ever since], {h!} still loved {hobby}, but now {f!} [came along|joined in|was always there too].",
         "[from then on|after that|from that day on], {h!} and {f!} were [the best of friends|always together], and every {weekday} [you could see them|they met for] {hobby}.",
-        "@bedtime {h!} went home to the {nest}, and {f!} waved [for a long time|until it was dark].",
+        "<@bedtime> {h!} went home to the {nest}, and {f!} waved [for a long time|until it was dark].",
         "and if you pass the {nest} today, you may [see|find] {h!} and {f!} there, {hobby}.",
     ],
     "askhelp": [
         '@pal [saw it|came by|was watching|heard the cry]. "[Wait|Do not worry|Leave it to me], {h!}, ',
     ],
     "help.kid": [
-        '@askhelp I have a {tool} [at home|in the shed]," said {F}. {f} [ran off|was gone] and [soon|quickly] came back with the {tool}. '
+        '@askhelp I have a {tool} [at home|in the shed]," said {F}. {f} [ran off|hurried off] and [soon|quickly] came back with the {tool}. '
         "{F} [held|moved|turned] it [carefully|this way and that], and [out|back] came the {o!}.",
         '{M} came [over|out]. "Ask {f!}," {m} said. "[There is|You will find] a {tool} in {f.s} shed." So {H} [ran|hurried] to @palo, '
         "and they [brought|carried] the {tool} [back|to the {p}]. {F} [hooked|caught] the {o!} with it [at once|on the third try].",
     ],
     "help.wild": [
         '@askhelp a {f.kind} can {able}," said {F}. {f} {rescued} and [soon|quickly] came back with the {o!}.',
-        '"[I cannot do it|A {h.kind} cannot {able}]," {h} [thought|said], "but {f!} can." {h} ran to @palo. The {f.kind} {rescued} '
+        '"[I cannot do it|A {h.kind} cannot {able}]," {h} [thought|said]. "But {f!} can." {^}{h} ran to @palo. The {f.kind} {rescued} '
         "and [brought back|came out with] the {o!}.",
     ],
     "lessonhelp": [
@@ -206,14 +229,14 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        @when {H} took the {o} [along to|to] the {p}. [Before lunch|On the way home|A little later|At noon], {h} [reached for it|
-        wanted to {do}], but it was gone. <"[Oh no|Oh dear|Help]! My {o!} is [lost|gone]!" {he} [cried|wailed|said].>
+        @when {H} took the {o} [along to|to] the {p}. <@color> [Before lunch|On the way home|A little later|At noon], {h} [reached for it|
+        wanted to {do}], but [it was gone|it was not there|found it gone]. <"[Oh no|Oh dear|Help]! My {o!} is [lost|gone]!" {he} [cried|wailed|said].>
 
-        {H} [ran|hurried|rushed] back and looked {p1}. [There was only {junk}|All {he} found was {junk}|Nothing but {junk} was there]. <Then {he} looked
+        {H} [ran|hurried|rushed] back and looked {p1}. <[There was only {junk}|All {he} found was {junk}|Nothing but {junk} was there].> <Then {he} looked
         {p2}, [but the {o!} was not there|with no luck|and then {p3}].> <@sad>
 
-        <Just then> @pal came [by|along|past]. @what "I have lost my {oc}," {h} [said|sobbed|answered]. "[Think back|Let us think]," said {F}.
-        "Where were you [before|earlier], {h!}?" <{H} [thought hard|closed {his} eyes and thought].> "I was {qin}," {he} said.
+        <Just then> @pal came [by|along|past]. @what "I have lost my {oc}," {h} [said|sobbed|answered]. "<[Think back|Let us think]," said {F}.
+        ">Where were you [before|earlier], {h!}?" <{H} [thought hard|closed {his} eyes and thought].> "I was {qin}," {he} said.
 
         [So they|Together they|The two friends|Quickly they] [went|hurried|ran] to the {q}. <{F} looked {q1}, and {H} looked {q2}.> And there,
         {q3}, [lay|was] the {o!}! <"[Here it is|I see it], {h!}!" [called|shouted] {F}.> [@glad|@thanks]
@@ -227,7 +250,7 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        @when {H} [played|was playing] {pin} with the {oc}. [Suddenly|All at once|But then] [a gust of wind|a strong wind|a sudden breeze]
+        @when {H} [played|was playing] {pin} with the {oc}. <@color> [Suddenly|All at once|But then] [a gust of wind|a strong wind|a lively breeze]
         [tore it away|carried it off|pulled it up|snatched it], and it got stuck {tree}.
 
         {H} [jumped|stretched|stood on tiptoe|climbed on a box], but {he} could not reach the {o!}. <{h} threw {junk} at it, but [missed|it did not
@@ -262,7 +285,7 @@ PLOTS: tuple[Plot, ...] = (
         where="W",
         gift="swim",
         able="swim [well|like a fish|in any water|very far]",
-        rescued="[dived|jumped|slid] into {water}, [took hold of it|swam around it|swam like a fish]",
+        rescued="[dived|jumped|slid] into {water}, [swam out without fear|paddled hard|disappeared for a moment]",
         outdoors="yes",
     ),
     _plot(
@@ -283,26 +306,26 @@ PLOTS: tuple[Plot, ...] = (
         where="H",
         gift="squeeze",
         able="squeeze [in anywhere|through any gap|into any hole]",
-        rescued="[breathed out|pulled in {f.his} tummy|made {f.him}self thin], [slipped inside|went in without fear]",
+        rescued="[breathed out|pulled in {f.his} tummy|made {f.self} thin], [slipped inside|went in without fear]",
     ),
     # Broken: something borrowed breaks; the truth is hard, and then easy.
     _plot(
         _BOTH,
         """
-        @open {h} [often|always|every day] [played|met] with @palo. {F} had a {oc}, and {h!} had a {xc}.
+        @open {h} [often|always] [played|met up] with @palo. {F} had a {oc}, and {h!} had a {xc}.
 
-        @when {F} said, "[I must go for a while|I have to help {M.o}|I am called home]. [Will you look after|Please take care of|Can you keep] my {o!}, {h!}?" <"[Of course|I will|Yes]," said
-        {H}.> {h} could not wait to {do}. But [{he} was not careful|{he} was too wild|{he} pulled too hard], and it {broke}.
+        @when {F} said, "[I must go for a while|I have to help {M.o}|I am called home]. [Will you look after my {o!}, {h!}?|Please take care of my {o!}, {h!}.|Can you keep my {o!} for me, {h!}?]" <"[Of course|I will|Yes]," said
+        {H}.> <{h} could not wait to {do}.> But [{he} was not careful|{he} was too wild|{he} pulled too hard], and it {broke}.
 
         {H} was [scared|frightened|very still] and hid the {o!} {p1}. [When|As soon as] {F} came back, {f.he} asked, "Where is my
         {o!}, {h!}?" "[I do not know|Maybe the wind took it|A bird took it]," {h} [lied|said softly]. <{F} looked {p2} and {p3}, and [was very sad|began to cry].>
 
-        <{H.s} [heart|tummy] felt heavy.> "{f!}, I [did not tell the truth|told a lie]," {he} said [at last|then]. "I broke your {o!}. It {broke},
-        and [I hid it|now it is] {p1}. <I am [so|very] sorry.>" {F} was [quiet|silent] [for a while|for a moment|at first]. <"I am sad about [it|my {o!}]," said {F}, "but [you told me, {h!}|you were honest, {h!}]."> {f} [took|pressed] {h!.s} hand.
+        <{H.s} [heart|tummy] felt heavy.> "{f!}, I [did not tell the truth|told a lie|lied to you]," {he} said [at last|then]. "I broke your {o!}. It {broke},
+        and [I hid it|now it is] {p1}.< I am [so|very] sorry.>" <{F} was [quiet|silent] [for a while|for a moment|at first].> <"I am sad about [it|my {o!}]," {f} said. "But [you told me, {h!}|you were honest, {h!}]."> {^}{f} [nodded to|sat down beside|forgave] {h!.o}.
 
         [Together they|So the two of them|Then they|The next day they] [found|got|borrowed] {mender} and [fixed|repaired|mended] the {o!}. <"[It looks like new|Now it is even better]," said {F}.> <"And you can have my {x!} [for a week|until Sunday]," said {H}.>
 
-        <@lessontruth> @endo
+        <@lessontruth> @endh
         """,
     ),
     # Quarrel: two pull at one thing.
@@ -311,18 +334,18 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open [{M} gave {h.o} a {oc} one day|{h} got a {oc} from {M.o}|{M} came home with a {oc} for {h.o}]. {h} wanted to {do} [all day|from morning till night|and nothing else].
 
-        @when @pal came [to play|over|by] with a {xc}. "[May I|Can I|Let me] [try|hold|have] your {o!}, {h!}," said {F}.
+        @when @pal came [to play|over|by] with a {xc}. "[May I [try|hold|have] your {o!}, {h!}?" asked|Let me [try|hold|have] your {o!}, {h!}," said] {F}.
         "[No, it is mine|No, go away|Play with your {x!}]," said {H}. <"[You never share|That is not fair], {h!}," [cried|said] {F}.> {f} [grabbed|took hold of|snatched] the {o!}.
 
-        {h!} pulled, and {f!} pulled. <[Snap|Crack|Oh no]!> [Then it happened: the|All at once the|And the] {o!} {broke}. <Now nobody could {do}.> {F} [cried|ran off|shouted], and
-        {h!} [stamped {his} foot|was angry|threw {him}self on the ground].
+        <{h!} pulled, and {f!} pulled.> <[Snap|Crack|Oh no]!> [Then it happened: the|All at once the|And the] {o!} {broke}. <Now nobody could {do}.> {F} [cried|ran off|shouted], and
+        {h!} [stamped {his} foot|was angry|threw {self} on the ground].
 
         {M} [heard the noise|saw it all] and came [out|over]. "[What is a {o} worth without friends|Is a {o} worth more than {f!}|Who is happy now], {h!}?" {m} asked.
         <{H} looked at the {o!} and [thought about it|was quiet].> {h} [went|walked] to {f!.o}. "[I am sorry, {f!}|Forgive me, {f!}|That was silly of me, {f!}]," {he} said. <"I am sorry [too|that I pulled], {h!}," said {F}.>
 
         {M} [brought|fetched|found] {mender}, and together they [mended|repaired|fixed] it. [Then|Now] they took turns: {f!} {did}, and then {h!} did. <It was [twice|much] more fun [than alone|that way].>
 
-        <@lessonshare> @endo
+        <@lessonshare> @ends
         """,
     ),
     # Fear: a fear met with a friend, a trick and something to hold.
@@ -335,31 +358,32 @@ PLOTS: tuple[Plot, ...] = (
         @when {H} went to the {p} with @palo. {F} had a {oc} and [went|ran|walked] ahead. [Suddenly|Then|All at once] {h} heard {f.him}
         call, "[My foot is stuck|I cannot get out|I am hurt], {h!}!" {^}{h} [ran|started] toward the voice, but [then stopped|stopped]. {scene}.
 
-        <{H.s} [knees|legs] shook.> "I am afraid of {fear}, {f!}," {he} called. <"I know," {F} called back.> "[Do this|Here is a trick|Try it my way], {h!}: {advice}," [said|called] {f!}.
-        <[{H} took a deep breath|{H} swallowed hard].> {h} did [it|what {f!} had said]. {h} {dared}[, and nothing bad happened|, and it was not so bad|]!
+        <{H.s} [knees|legs] shook.> "I am afraid of {fear}, {f!}," {he} called. "<I know. >[Do this|Here is a trick|Try it my way], {h!}: {advice}," [said|called] {f!}.
+        <[{H} took a deep breath|{H} swallowed hard].> <{h} did [it|what {f!} had said].> {h} {dared}[, and nothing bad happened|, and it was not so bad|]!
 
         <There [sat|lay] {f!} {p1}.> {H} [pulled|helped] {f!.o} [free|up]. <"You were afraid of {fear}, {h!}, and still you came," said
-        {F}.> "[Take my {oc}|My {oc} is yours now|I give you my {oc}]," said {F}. <{h} [held|took] the {o!} and [blushed|smiled|grinned].>
+        {F}.> "[Take my {oc}|My {oc} is yours now|I give you my {oc}]," {f} [said|added|whispered]. <{h} [held|took] the {o!} and [blushed|smiled|grinned].>
 
-        @lessonfear <{h} put the {o!} beside the {x}.> @endh <Nobody ever said again that {h!} was afraid of {fear}.>
+        <@lessonfear> <{h} put the {o!} beside the {x}.> @endh <Nobody ever said again that {h!} was afraid of {fear}.>
         """,
+        outdoors="yes",
     ),
     # Gift: a present is earned by work.
     _plot(
         _BOTH,
         """
-        @open [It was almost {m.s} birthday|{M} had a birthday coming|Soon it would be {m.s} birthday], and {h} wanted [to find|to give {m.him}|to have] [something special|a fine present].
+        @open [It was almost {m.s} birthday|{M} had a birthday coming|Soon it would be {m.s} birthday], and {h} wanted [to find|to give {m.him}|to have] [something special|a fine present]. <@color>
 
-        [Near|Not far from] the {p} {h!} met a {k.kind} who was {k.work}. Beside {k.him} [stood|lay] a {xc} and a {oc}. <"[How pretty|What a fine {o!}|{M} would love that {o!}]," {h} [said|thought aloud].> "[How much is|What do you want for|What does it cost to have] the {o!}?" {h} asked.
-        "More than you have," {k.said} {K}.
+        [Near|Not far from] the {p} {h!} met a {k.kind} who was {k.work}. Beside {k.him} [stood|lay] a {xc} and a {oc}. <"[How pretty|What a fine {o!}|{M} would love that {o!}]," {h} [said|thought aloud].> <"[How much is|What do you want for|What does it cost to have] the {o!}?" {h} asked.
+        "More than you have," {k.said} {K}.>
 
-        <@sad> "[Could I work for it|May I earn it|What can I do for it]?" {h} asked. {K} [thought|looked at {h.o}|nodded]. "[If you help|Help me] with {chore}, [and|then] the {o!} is yours," {k} {k.said}. So {h!} {chored} [all day|until noon|for three days].
+        <@sad> "[Could I work for|May I earn|What can I do for] the {o}?" {h} asked. <{K} [thought|looked at {h.o}|nodded].> "[If you help with {chore}, then|Help me with {chore}, and] the {o!} is yours," {k} {k.said}. So {h!} {chored} [all day|until noon|for three days].
 
         [Then|Soon] @pal came by. <"[Come and play|Leave that], {h!}," said {F}. "Not until I am done," said {H}.> {f!} [saw how tired {h!} was|wanted to help] and [did half of the work|worked too|lent a hand]. [At last|In the end|When all was done] {K} [nodded|smiled]. "[Well done|Good work], {h!}. Here is your {oc}."
 
         [On the birthday|When the day came], {H} gave {M.o} the {o!}. <"[Did you buy this {o!}|Where did you get this {o!}], {h!}?" asked {M}. "I got it for {chore}, and {f!} helped me," said {H}.> {M} [hugged|kissed] {h!.o} and {did} [at once|right away].
 
-        <@lessongift> @endo
+        <@lessongift> @endh
         """,
     ),
     # Seed: waiting is hard.
@@ -385,16 +409,16 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open
 
-        @when {H} was {hobby} {pin}. [Suddenly|Then|All at once] {h} heard a [small|thin|tiny|faint] [sound|voice]: "{call}, {call}!" {^}{p1} sat a {baby}, [all alone|wet and cold|shaking].
+        @when {H} was {hobby} {pin}. <@color> [Suddenly|Then|All at once] {h} heard a [small|thin|tiny|faint] [sound|voice]: "{call}, {call}!" {^}{p1} sat a {baby}, [all alone|wet and cold|shaking].
         <"[Where is your mother|Are you lost|Who are you], little one?" {h} asked. The {baby!} only said, "{call}!">
 
-        {H} [gave it some {feed}|found some {feed} for it], and the {baby!} ate. <[It must have been hungry|Then it felt better].> "I will take you home, [little {baby!}|{baby!}]," {h} [promised|said]. <[But where was home|But {he} did not know the way].>
+        {H} [gave it some {feed}|found some {feed} for it], and the {baby!} ate. <[It must have been hungry|Then it felt better].> <"I will take you home, [little {baby!}|{baby!}]," {h} [promised|said].> <[But where was home?|But {he} did not know the way.]>
 
         [On the path|On the way|At the corner] {h} met @palo. "[Is that a {baby2}|Do you have a {baby2} there], {h!}?" asked {F}. "No, it is a {baby!}[, {f!}|]," said {H}.  "{call}!" [went|said|cried] the {baby!}. "[It wants its mother|It needs a {mother}|It wants a {mother}]," said {F}. "[I saw one|There is one|Let us look] near {shelter}."
 
         <[First they came to|On the way they saw] a {mother2}. "[Is this yours|Have you lost a child]?" asked {H}. But the {mother2} had her {baby2} [beside|with] her.> [At|Near] {shelter} a {mother} was [calling|running about|looking around]. "{call}!" cried the {baby!}, and [ran|hurried] to her. <The {mother} [was overjoyed|nuzzled her {baby!}].>
 
-        <"We did it, {f!}," said {H}.> <{h} was a little sad to see the {baby!} go.> "[You did|It was you|You found it], {h!}," said {F}. <@lessonsmall> @endh <And [sometimes|at times], from {shelter}, [somebody|a voice] called, "{call}!">
+        <"We did it, {f!}," said {H}.> <{h} was a little sad to see the {baby!} go.> "[You did it|It was you|You found it], {h!}," said {F}. <@lessonsmall> @endh <And [sometimes|at times], from {shelter}, [somebody|a voice] called, "{call}!">
         """,
         outdoors="yes",
     ),
@@ -425,7 +449,7 @@ PLOTS: tuple[Plot, ...] = (
 
         <[Knock, knock|There was a knock at the door].> [There stood {f!}|In came {f!}|{f!} stood at the door], [dripping wet|wet from head to toe|wet but smiling], with the {food2!} under one arm. "[Why the long face, {h!}?" asked|Why so sad, {h!}?" asked|Cheer up, {h!}," said] {F}. <"We cannot go to the {p}, {f!}," said {H}.> "[The {p} must come to us|Let us play {p} here|We will make our own {p}|Then we need no {p}]," {f} [said|laughed|called].
 
-        <They spread a [cloth|sheet|blanket] on the floor of the {nest}.> [A chair was the tree, and|A green rug was the grass, and|They crawled under the table, and] {F} [made|drew|painted] a paper sun[, and {h!} hung it up|]. Then they ate the {food!} and the {food2!}[, and {M} came too|]. <"[More|Some more] {food!}?" asked {H}. "[Yes, please|Gladly], {h!}," said {M}.>
+        <They spread a [cloth|sheet|blanket] on the floor of the {nest}.> [A chair was the tree, and|A lamp was the moon, and|The rug was a lake, and|A green rug was the grass, and|They crawled under the table, and] {F} [made|drew|painted] a paper sun[, and {h!} hung it up|]. [Then|Happily|Together|So] they ate the {food!} and the {food2!}[, and {M} came too|]. <"[More|Some more] {food!}?" asked {H}. "[Yes, please|Gladly], {h!}," said {M}.>
 
         <[Afterward|After the meal] they spent hours {hobby}. [Nobody noticed|They did not see] that the rain had stopped.> "[This was the best picnic|It was better than {pin}|The {p} could not be nicer], {f!}," said {H}. <@lessonrain> @endh
         """,
@@ -435,7 +459,7 @@ PLOTS: tuple[Plot, ...] = (
     _plot(
         _BOTH,
         """
-        @open {h} heard of a {contest} {pin}. The prize was a {oc}. "[I would love to {do}|That {o!} would be lovely|I want that {o!}]," {h} said[, and began to practice|].
+        @open {h} heard of a {contest} {pin}. The prize was a {oc}. <"[I would love to {do}|That {o!} would be lovely|I want that {o!}]," {h} said[, and began to practice|].>
 
         @pal [laughed|sneered|grinned]. "You? I can {boast}," [bragged|boasted|said] {F}. <"The {o!} is as good as mine, {h!}. You can [keep|play with] your {xc}."> <@sad> But [every day|each morning|day after day] {h!} {practice}, while {f!} [slept late|lay in the sun|rested].
 
@@ -453,13 +477,13 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open <{M} [often said|always said], "Share what you have, {h!}.">
 
-        @when {M} gave {h.him} {afood}. {H} [took|carried] the {food!} to the {p} and sat down {p1}. @pal [came by|came along]. "[May I have a little of|Can I try|Will you share] your {food!}, {h!}?" asked {F}. "[No|Never|It is all mine]," said {H}, and ate [all of it|everything|every bit] alone. <{F} went away [sadly|hungry].>
+        @when {M} gave {h.him} {afood}. {H} [took|carried] the {food!} to the {p} and sat down {p1}. <@color> @pal [came by|came along]. "[May I have a little of|Can I try|Will you share] your {food!}, {h!}?" asked {F}. "[No|Never|It is all mine]," said {H}, and ate [all of it|everything|every bit] alone. <{F} went away [sadly|hungry].>
 
         [The next day|A few days later|The week after], {h!} went out and forgot [to take food|{his} lunch]. <{h} was {hobby} when {his} stomach [growled|grumbled].> {F} was sitting {p2} with {afood2}. {H} [did not dare to ask|remembered the {food!}|thought of the {food!} and blushed].
 
-        "[You look hungry|You must be hungry|You look pale], {h!}," said {F}. "[Come|Sit down] and have some [of my|] {food2!}." <{H} could not believe it.> "[I gave you no|You got none of my] {food!}, {f!}," {he} [said|whispered]. "[I know, {h!}|I remember, {h!}]," said {F}. "[It was not nice|So I know what hunger is|Take the bigger half|Eat, there is enough]."
+        "[You look hungry|You must be hungry|You look pale], {h!}," said {F}. "[Come|Sit down] and have some [of my|] {food2!}." <{H} could not believe it.> <"[I gave you no|You got none of my] {food!}, {f!}," {he} [said|whispered]. "[I know, {h!}|I remember, {h!}]," said {F}. "[It was not nice|So I know what hunger is|Take the bigger half|Eat, there is enough].">
 
-        <The {food2!} was the best that {h!} had ever [eaten|tasted].> @thanks <"[Tomorrow|Next time] I will bring {afood}, [and you shall have half|and half is yours]," {h} said.> And so it was: [the next time|the day after|a week later] {F} got [the biggest piece|a big share|half] of the {food!}.
+        <The {food2!} was the best that {h!} had ever [eaten|tasted].> @thanks <"[Tomorrow|Next time] I will bring {afood}, [and you shall have half|and half is yours]," {h} said.> [And so it was: the|{h} kept {his} word: the] next [time|day|{weekday}], {F} got [the biggest piece|a big share|half] of the {food!}.
 
         <@lessonshare> @endh
         """,
@@ -472,9 +496,9 @@ PLOTS: tuple[Plot, ...] = (
 
         [One night|Late one night|In the middle of the night], {h!} [woke up|sat up in bed|could not sleep]. <{noise}!> [Something|It] was {noise} {nook}. <"[Who is there|What can that be]?" {h} whispered. Nobody answered.> {h} [hugged|held|grabbed] the {o!} and [hid under the covers|did not move] till dawn.
 
-        <[In the morning|At breakfast], {H} told {M.o} about the {noise}. "[It was a dream|You dreamed it], {h!}," said {M}. But> {h} told @palo about the {noise} {nook}. "[Let us find out|We must look|We will see], {h!}," said {F}. "Bring your {o!}, and I will bring my {x!}."
+        <[In the morning|At breakfast], {H} told {M.o} about the {noise}. "[It was a dream|You dreamed it], {h!}," said {M}. But> {h} told @palo about the {noise} {nook}. "[Let us find out|We must look|We will see], {h!}," said {F}. "Bring your {o!}, and [leave the {x!} here|forget the {x!}|let the {x!} sleep]."
 
-        [That night|When it was dark|At midnight], {h!} and {f!} [waited|sat still|listened]. <{noise}!> [There it was again|Then it came again|Soon they heard it]. <{H} [held {his} breath|shook].> "[We go together|Stay close|Do not leave me], {f!}," {he} [said|whispered]. [Step by step|Slowly|On tiptoe] they [crept nearer|crept closer|went on] and looked {nook}. It was {source}, {state}! <"[Is that all|So that was it]!" laughed {F}.> {H} [bent down and|carefully|quickly] {deed}, and the {noise} stopped.
+        [That night|When it was dark|At midnight], {h!} and {f!} [waited|sat still|listened]. <{noise}!> [There it was again|Then it came again|Soon they heard it]. <{H} [held {his} breath|shook].> "[We go together|Stay close|Do not leave me], {f!}," {he} [said|whispered]. [Step by step|Slowly|On tiptoe] they [crept nearer|crept closer|went on] and looked {nook}. It was {source}, {state}! <"[Is that all?|So that was it!]" laughed {F}.> {H} [bent down and|carefully|quickly] {deed}, and the {noise} stopped.
 
         <[{H} and {F}|The two friends] laughed so loudly that {M} came. "So you did not dream, {h!}," said {M}. "It was {source}."> <@lessonnoise> @endo
         """,
@@ -485,13 +509,13 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        @when {H} was on the way to @palo with the {o!}. {pin} {h} saw a [tired|{trait2}] {k.kind} who was {k.work}. <{K} sighed.> "[So much to do|My back hurts|All this work], and [nobody to help|so little time|no end to it]," {k.said} {K}.
+        @when {H} was on the way to @palo with the {o!}. {pin} {h} saw a [tired|{trait2}] {k.kind} who was {k.work}. <{K} sighed.> <"[So much to do|My back hurts|All this work], and [nobody to help|so little time|no end to it]," {k.said} {K}.>
 
         <{H} [stopped|stood still]. {F} was waiting, but [{he} could not just walk on|the {k.kind} looked so tired].> {h} put the {o!} {p1} and helped with {chore}. <It took [a long time|all morning].> "[Bless you|You are kind|Well done], {h!}," {k.said} {K}, and gave {h.him} {k.gift}.
 
         <[When|As soon as] {H} got to {f!.o}, {f} was [cross|angry].> "[You are late, {h!}," said|I waited and waited, {h!}," said|Where were you, {h!}?" asked] {F}. "I helped the {k.kind}, and I got {k.gift}," said {H}. "And where is [the|your] {o!}?" asked {F}. {h} turned [pale|white|red]. The {o!} was still {p1}[, far away|]!
 
-        They [ran back|ran as fast as they could|ran the whole way|raced back], but {p1} there was nothing. <@sad> Then {K} [came out of the shadows|stepped around the corner|came running|appeared]. "[Are you looking for this {o}|Is this {o} yours|Did you forget your {o}], {h!}?" {k} {k.said}. "You helped me with {chore}, so I [watched over|kept|looked after] it." <@glad>
+        <They [ran back|ran quickly|ran the whole way|raced back], but {p1} there was nothing.> <@sad> Then {K} [came out of the shadows|stepped around the corner|came running|appeared]. "[Are you looking for this {o}|Is this {o} yours|Did you forget your {o}], {h!}?" {k} {k.said}. "You helped me with {chore}, so I [watched over|kept|looked after] it." <@glad>
 
         <"Now I see why you stopped, {h!}," said {F}, and [was not cross any more|smiled].> <@lessonstranger> @endo
         """,
@@ -503,13 +527,13 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open {h} had a [plan|dream|wish]: {he} wanted to build a {building} out of {stuff}.
 
-        [{H} asked @palo to help|@pal wanted to help], and they [met|started|set to work] {site}. "[First {weak}|We must think of {weak}|Watch out for {weak}], {h!}," said {F}. "[That takes too long|No time for {weak}|Faster], {f!}," said {H}. <[By noon|Soon] the {building} was [done|ready].> {h} put {his} {xc} and {his} {oc} inside.
+        [{H} asked @palo to help|@pal wanted to help], and they [met|started|set to work] {site}. <@color> "[First {weak}|We must think of {weak}|Watch out for {weak}], {h!}," said {F}. "[That takes too long|No time for {weak}|Faster], {f!}," said {H}. <[By noon|Soon] the {building} was [done|ready].> {h} [put|laid] {his} {xc} and {his} {oc} [there|beside it|down there].
 
-        [Then it happened|But then came trouble|It did not last|What a shock]: {fell}. <{weak} had been too [weak|loose].> <[The {building} was gone|Nothing was left of the {building}].> {H} [pulled|dug] the {o!} and the {x!} out of the {stuff}. "[All that work, {f!}|It was all for nothing, {f!}]," {h} [cried|said|sighed].
+        [Then it happened|But then came trouble|It did not last|What a shock]: {fell}. <It had [begun|started] with {weak}.> <[The {building} was gone|Nothing was left of the {building}].> {H} [pulled|dug] the {o!} and the {x!} out of the {stuff}. <"[All that work, {f!}|It was all for nothing, {f!}]," {h} [cried|said|sighed].>
 
-        <{F} sat down beside {h!.o}.> "{fell}, because {weak} was not strong[, {h!}|]," {f!} said. <"[Shall we try again|Once more], {h!}?"> {H} wiped {his} face. "[You were right|I should have listened to you|This time I will listen], {f!}." So they built [it|the {building}] again, {better}. <It took [two days|until evening|three days].>
+        <{F} sat down beside {h!.o}.> "{fell}, because we [forgot|did not mind|were careless with] {weak}[, {h!}|]," {f!} said. <"[Shall we try again|Once more], {h!}?"> {H} wiped {his} face. "[You were right|I should have listened to you|This time I will listen], {f!}." So they built [it|the {building}] again, {better}. <It took [two days|until evening|three days].>
 
-        [The next day|That night|In the end] [they waited|they watched|they looked], and the new {building} stood. <@glad> <{M} came to see it and [clapped|was amazed].> {h} put the {o!} [back|inside], and {f!} [hung up|painted] a sign: "[{h!} and {f!}|Built by {f!} and {h!}]."
+        [The next day|That night|In the end] [they waited|they watched|they looked], and the new {building} stood. <@glad> <{M} came to see it and [clapped|was amazed].> {h} put the {o!} [back|on top|next to it], and {f!} [hung up|painted] a sign: "[{h!} and {f!}|Built by {f!} and {h!}]."
 
         <@lessonbuild> @endh
         """,
@@ -520,11 +544,11 @@ PLOTS: tuple[Plot, ...] = (
         """
         @open @treasure
 
-        [One day|One {weekday}|In autumn|Last summer], someone new [moved in|came to live] [next door|nearby]: a {trait2} {f.kind} named {F}. {F} sat {p1} [all alone|by {f.him}self|without a word] and [looked at the ground|talked to nobody|drew lines in the dust|kicked at pebbles]. <The others whispered and [kept away|laughed].>
+        [One day|One {weekday}|In autumn|Last summer], someone new [moved in|came to live] [next door|nearby|across the way]: a {trait2} {f.kind} named {F}. {F} sat {p1} [all alone|by {f.self}|without a word] and [looked at the ground|talked to nobody|drew lines in the dust|kicked at pebbles]. <The others whispered and [kept away|laughed].>
 
         {H} watched {f!.o} [for a while|from afar]. <"[I wonder why {f!} is so quiet|Maybe {f!} does not like us]," {h} said to {M.o}.> "Maybe {f!} [is shy|misses home|is sad], {h!}," said {M}. "[Take your {o!}|Bring your {o!}|Show {f.him} your {o!}] and say hello."
 
-        <[{H} was shy too|It was not easy].> {h} took the {oc} and [went|walked] over. "[Hello|Good day], I am {H}," {he} said. "[Do you want to {do}|I like to {do}. Do you]?" <{F} looked up.> "I had a {o} once, {h!}," {f!} said [softly|quietly]. "Now I [only have|just have] this {xc}." "[Then we will share|You may use mine], {f!}," said {H}.
+        <[{H} was shy too|It was not easy].> {h} took the {oc} and [went|walked] over. "[Hello|Good day], I am {H}," {he} said. "[Do you want to {do}|I like to {do}. Do you]?" <{F} looked up.> "I had a {o} once, {h!}," {f!} said [softly|quietly]. "Now I have [nothing to play with|nothing at all|no toys left|only stones and sticks]." "[Then we will share|You may use mine], {f!}," said {H}.
 
         {F} [smiled|laughed] for the first time. <[Soon|Before long] {f!} {did}, and {h!} [tried|played with] the {x!}.> <[Then|Later] they spent the day {hobby} until {M} called.> "[Come back tomorrow|See you tomorrow|Come again], {f!}," said {H}. "[I will|Yes], {h!}," said {F}.
 
@@ -535,18 +559,19 @@ PLOTS: tuple[Plot, ...] = (
     _plot(
         _BOTH,
         """
-        @open <"Never go past the {p}, {h!}," {M} [often said|always said].>
+        @open <"Never go past the {p}, {h!}," {M} [often said|always said].> <@color>
 
         @when {H} saw a {lure}. <It [flew|danced|drifted] this way and that.> {h} followed the {lure} past the {p} and [on and on|far away]. <[When {he} looked around|At last], nothing looked [familiar|like home].> {h} had only a {xc} and a {oc} with {h.him}.
 
-        "[I am lost|Where am I]," {h} [said|whispered]. {sounds}. {h} [held|hugged] the {o!} and tried [one path, but it|a path that] ended {q1}. <{h} tried another, and it ended {q2}.> <@sad>
+        "[I am lost|Where am I]," {h} [said|whispered]. {sounds}. <{h} [held|hugged] the {o!} and tried [one path, but it|a path that] ended {q1}.> <{h} tried another, and it ended {q2}.> <@sad>
 
-        <Then> @pal [came along|appeared]. "[You are far from home, {h!}," said|What are you doing here, {h!}?" asked|Are you lost, {h!}?" asked] {F}. <"I followed a {lure}," said {H}.> "I live in a {nest}, [but where is it|and I cannot find it|but I lost my way], {f!}." "[I know that {nest}|I have seen it]," said {F}. "[We go past the {p}|First to the {p}], and [then it is near|then left]. [Let us {do} on the way|Show me your {o!} on the way]."
+        <Then> @pal [came along|appeared]. "[You are far from home, {h!}," said|What are you doing here, {h!}?" asked|Are you lost, {h!}?" asked] {F}. <"I followed a {lure}," said {H}.> "I live in a {nest}, [but I cannot see it|and I cannot find it|but I lost my way], {f!}." "[I know that {nest}|I have seen it]," said {F}. "[We go past the {p}|First to the {p}], and [then it is near|then left|then straight on]. [Let us {do} on the way|Show me your {o!} on the way]."
 
-        They {ways}. [Soon|At last] {h!} saw the {p}, and then the {nest}. <{M} [was at the door|came running]. "{h!}! [Where have you been|I was so worried]!"> "I followed a {lure}, and {f!} [brought me home|knew the way]," said {H}. {M} [thanked|hugged] {f!.o} and gave {f.him} {afood}.
+        They {ways}. [Soon|At last] {h!} saw the {p}, and then the {nest}. <{M} [was at the door|came running]. "{h!}! [Where have you been?|I was so worried!]"> "I followed a {lure}, and {f!} [brought me home|knew the way]," said {H}. {M} [thanked|hugged] {f!.o} and gave {f.him} {afood}.
 
         <@lessonlost> <When {h} saw a {lure} again, {he} only waved.> {h!} gave {f!.o} the {o!} [to remember that day|as a thank-you|as a present]. @endh
         """,
+        outdoors="yes",
     ),
     # A forgotten birthday that was not forgotten.
     _plot(
@@ -556,14 +581,100 @@ PLOTS: tuple[Plot, ...] = (
 
         But [in the morning|at breakfast|that day] nobody [said a word|said anything|seemed to know]. {M} was busy with {chore}. <"[Not now|Later], {h!}," said {M}.> So {h!} [went|walked|ran] to @palo. "[I have no time|Not now|Come back later], {h!}," said {F}, and [shut|closed] the door[ quickly|]. <{h} thought {he} heard [giggling|whispers].>
 
-        {H} [went|walked] to the {p} alone and sat {p1}. <[Not even {hobby} was fun|{hobby} was no fun today].> "[They have forgotten me|Nobody remembers me]," {h} [said|thought]. "[Not even {f!} knows|Even {f!} forgot|And {f!} is too busy]!" <@sad> <Then a {k.kind} came by. "[A sad face on such a day|Why so sad], {h!}?" {k.said} {K}. "Go home. [You will see|Things will look better there].">
+        {H} [went|walked] to the {p} alone and sat {p1}. <@color> <[Not even {hobby} was fun|{hobby} was no fun today].> "[They have forgotten me|Nobody remembers me]," {h} [said|thought]. "[Not even {f!} knows|Even {f!} forgot|And {f!} is too busy]!" <{^}@sad> <Then a {k.kind} came by. "[A sad face on such a day|Why so sad], {h!}?" {k.said} {K}. "Go home. [You will see|Things will look better there].">
 
-        [Slowly|At last|In the evening] {h!} went home. The {nest} was dark. {H} opened the door. "[Surprise|Happy birthday], {h!}!" There stood {M} and {f!}, [and on the table was|and they held up|and before them was] {afood} with [candles|a big candle] on it. <"[Did you think we forgot|You thought we forgot], {h!}?" laughed {F}. "I [was busy with|had to hide] the {food!}.">
+        [Slowly|At last|In the evening] {h!} went home. The {nest} was dark. <{H} opened the door.> "[Surprise|Happy birthday], {h!}!" There stood {M} and {f!}, [and on the table was|and they held up|and before them was] {afood} with [candles|a big candle] on it. <"[Did you think we forgot|You thought we forgot], {h!}?" laughed {F}. "I [was busy with|had to hide] the {food!}.">
 
         From {M.o} there was a {xc}, and from {f!.o} [there was a box|there was a parcel|came a bag]. [In it was|Inside was|{h} opened it and found] a {oc}! <@glad> <"How did you know, {f!}?" asked {H}. "You talk about a {o} all day," said {F}.> They [ate|shared|tasted] the {food!} and {did}.
 
         <@lessonbirthday> @endo
         """,
         sweet="yes",
+    ),
+    # Ill in bed: a friend is cheered up through the window.
+    _plot(
+        _BOTH,
+        """
+        @open [Every day|Every {weekday}|Most of the time] {he} [met|played with] @palo.
+
+        But [today|this morning|on {weekday}] {f!} did not come. "{F} [has a fever|has a cold|is ill in bed], {h!}," said {M}. "[You cannot go in|You must stay outside]." @sad {h} looked at {his} {xc} and then at {his} {oc}, and [had an idea|knew what to do|jumped up].
+
+        {H} [took|carried] the {o!} to {f!.s} [window|garden] and [knocked|whistled|called]. <{F} looked [pale|tired].> "[Watch this|Look here|This is for you], {f!}!" {h} [called|said]. Then {he} {did}[, again and again|, up and down the path|], until {f!} [laughed|smiled|sat up]. <"[Once more|Again], {h!}!" [called|cried] {F}.>
+
+        <[Every day|Each afternoon|For a whole week] {h!} came back with the {o!}, and {M} [cooked|sent] {afood}. {F} [ate|tasted] the {food!} and [slept well|grew stronger].> <"Next time I would rather have {food2}," [joked|said] {F}.> [At last|A week later|In the end] {f!} was [well|up] again.
+
+        [Then|In winter|Soon after] it was {h!} who [had a cold|lay in bed|had a fever]. [Tap, tap|Knock, knock]! [There stood {f!}|{f!} was at the window] with {afood2}. "[Now it is my turn|I have not forgotten], {h!}," said {F}. <"Where is your {o!}?" {f} asked. "I want to {do} for you."> @glad
+
+        <@lessonshare> @endo
+        """,
+    ),
+    # An errand: something to deliver, and something to do on the way.
+    _plot(
+        _BOTH,
+        """
+        @open @treasure
+
+        @when {M} [called|came to] {h!.o}. "Please take {afood} to the {k.kind} {pin}, {h!}," said {M}. <"[Do not stop on the way|Go straight there|And be careful]."> {H} [took|packed] the {food!} in one arm and the {o!} in the other. <@color>
+
+        [Halfway|On the path|Near the {q}] {h} met @palo. "[Stay a while|Come and play], {h!}," said {F}. "Let us {do}." {H} put the {food!} down {q1}, and they [played|laughed] [for an hour|until noon|a long time]. [When {h!} looked up,|But meanwhile] {thieves} had eaten [nearly all of|half of|most of] the {food!}!
+
+        @sad <"[What will {M} say|What shall I tell the {k.kind}]?" {h} [asked|cried].> "[It is my fault too|I kept you here], {h!}," said {F}. "We have {food2} at home. [Take that|Let us bring that|You can have it]." [So they|The two friends] [went|hurried] to the {p} together. "I had {afood} for you," {H} told {K.o}. "{thieves} ate it [while I played|{qin}]. This is {food2} [instead|from {f!}]."
+
+        {K} [laughed|smiled|nodded]. "[I like|I even prefer] {food2!}, {h!}," {k} {k.said}. "And I like the truth." <{K} gave {h!.o} {k.gift}, and {h!} gave it to {f!.o}.>
+
+        <@lessontruth> [@endh|@endo]
+        """,
+        outdoors="yes",
+    ),
+    # A swap that is regretted.
+    _plot(
+        _BOTH,
+        """
+        @open {h} had a {oc}, and @pal had a {xc}. <@color>
+
+        @when {H} [saw|watched] {f!.o} with the {x!}. [It looked like so much fun|How lovely it was|It was much nicer than the {o!}]! "[Shall we swap|Shall we trade|Will you swap with me], {f!}?" {h} said. "My {o!} for your {x!}?" <"[Forever|For good], {h!}?" asked {F}. "[Forever|For good|Yes, yes]," said {H}.>
+
+        [At first|That day|For a day] {h!} was [happy|pleased] with the {x!}. But [soon|at night|the next morning] {he} [missed|thought of] the {o!}. {h} used to {do}, [and now {he} could not|and now {f!} {did}]. <Even {hobby} was no fun without it.> @sad <"[A swap is a swap|You made a promise], {h!}," said {M}.>
+
+        {H} [went|walked] to the {p}. {F} sat {p1} with the {o!} and looked [sad|glum]. "[What is wrong|Do you not like the {o!}|Why so glum], {f!}?" asked {H}. "[I miss my {x!}|I cannot sleep without my {x!}]," said {F}. "[But I was afraid to say so|But we said forever]." {H} [began to laugh|burst out laughing]. "And I miss my {o!}, {f!}! [Let us swap back|Here is your {x!}]."
+
+        [Then|At once] {h!} {did}, and {f!} [hugged|held] the {x!}. <"[You may borrow my {o!}|We can lend them], {f!}," said {H}. "[You may borrow my {x!}|Any time], {h!}," said {F}.> <{h} [learned|saw] that [your own things know you best|new is not always better|it is easy to forget what you have|a {o} can be missed like a friend].> @ends
+        """,
+    ),
+    # Hide and seek: someone cannot be found.
+    _plot(
+        _BOTH,
+        """
+        @open @treasure
+
+        @when {h!} and @pal played hide and seek {pin}. {H} [closed {his} eyes|turned around] and counted to [ten|twenty|fifty|one hundred]. <@color> "[Here I come|Ready or not], {f!}!" {h} [called|shouted]. {h} looked {p1}. [Nobody|Only {junk}]! <{h} looked {p2}. [Nobody there|Not a trace]!>
+
+        [Soon|At last|Before long] {evening}. "[You win|Come out], {f!}!" {h} [called|shouted]. [Nobody answered|There was no answer|All was still]. <[Now {h!} was worried|{h!} grew afraid].> <"[What if {f!} is lost|What if {f!} fell into {hole}]?" {h} [thought|said].> @sad
+
+        [Then {he} had an idea|There was one thing left to try]. {F} loved the {oc}[ more than anything| even more than the {xc}|]. {H} [ran home|ran] and [came back with|fetched] the {o!} and [called|shouted], "{f!}, do you want to {do}?" {^}[Something moved|There was a yawn|A head came up] {p3}. It was {f!}, [half asleep|with straw on {f.his} head]! <"[I fell asleep|I must have slept]," said {F}. "Did you say {o}?">
+
+        @glad <"I was so worried, {f!}," said {H}. "[Next time snore louder|Next time do not hide so well]."> Then {f!} {did}[, and {h!} watched|, and after that {h!} did].
+
+        <{h} [learned|knew now] that [finding is the best part of hiding|a friend is worth looking for|{f!} was a champion at hiding].> @endo
+        """,
+        outdoors="yes",
+    ),
+    # Found: a thing that belongs to somebody.
+    _plot(
+        _BOTH,
+        """
+        @open {h} [always wanted|had long wished for] a {o}[, but had only a {xc}|; {he} had only a {xc}].
+
+        @when {h!} was {pin} and saw something {p1}. It was a {oc}! <@color> "[Now it is mine|Finders keepers|What luck]," {h} [said|whispered]. <{h} [looked|turned] around. [Nobody was there|There was no one near].> So {h!} took the {o!} home to the {nest} and {did}.
+
+        [The next day|On {weekday}|Later] @pal sat {p1}, [crying|with red eyes]. "[What is the matter|Why do you cry], {f!}?" asked {H}. "I left my {o!} here, and now it is gone," said {F}. "[It was a present|I saved for it all year|I had no other {o}]." {H} [blushed|felt hot]. <"[How sad|That is bad]," {he} said and [went|walked] home.>
+
+        That night {h} could not sleep. [The {o!} lay there|The {o!} seemed to look at {him}]. <{h} asked {M.o}, "[May I keep|Is it right to keep] [what I find|a {o} that I found|a lost {o}]?" "[Ask|First ask|Better ask] the one who lost [it|the {o}], {h!}," said {M}.> [Early in the morning|At sunrise] {h!} [ran|went] to {f!.o}. "[Here is your {o!}|This is your {o!}], {f!}," {he} said. "I [kept it|took it|wanted to keep it][. I am sorry|, and I am sorry|, and it was wrong]."
+
+        <{F} [held|hugged] the {o!} [tight|for a long time].> "[You brought it back|You are honest], {h!}," {f} said. "[Come any time to {do}|We can {do} together]." <And {H} gave {f!.o} the {x!} [as well|on top].>
+
+        <@lessontruth> @endh
+        """,
+        outdoors="yes",
     ),
 )

@@ -55,7 +55,7 @@ ANIMALS = _rows("""
     raccoon | hollow log | padded | climb
     skunk | nest under the porch | ambled | dig
     frog | house among the reeds | leaped | swim
-    turtle | home at the edge of the pond | crawled | swim
+    turtle | home in the pond | crawled | swim
     kitten | basket in the hayloft | pranced | climb
     puppy | kennel beside the barn | bounded | dig
     possum | nest in the willow | wobbled | climb
@@ -146,7 +146,7 @@ THINGS = _rows("""
     flute | w | play tunes on it | played tunes on it | playing it | WH | split at the end | some string
     bell | m | ring it at noon | rang it at noon | ringing it | WH | lost its clapper | some wire
     book | p | read it aloud | read it aloud | reading it | H | lost its cover | some tape
-    puzzle | p | put it together | put it together | solving it | H | came apart | some glue
+    puzzle | p | lay out its pieces | laid out its pieces | solving it | H | came apart | some glue
     balloon | c | let it float on a string | let it float on a string | floating it | TW | lost its string | some string
     wagon | c | pull it up the lane | pulled it up the lane | pulling it | WH | lost a wheel | a hammer
     bucket | c | carry water in it | carried water in it | filling it | WH | broke at the handle | some wire
@@ -170,10 +170,10 @@ THINGS = _rows("""
     map | p | plan trips with it | planned trips with it | studying it | TW | tore down the middle | some tape
     telescope | m | look at the moon through it | looked at the moon through it | looking through it | H | came apart | a screwdriver
     clock | w | listen to it tick | listened to it tick | hearing it tick | - | stopped ticking | a screwdriver
-    key | m | pretend it opened a castle | pretended it opened a castle | turning it | WH | bent out of shape | a hammer
+    key | m | pretend it opens a castle | pretended it opened a castle | turning it | WH | bent out of shape | a hammer
     coin | m | flip it in the air | flipped it in the air | flipping it | WH | lost its shine | a cloth
     ring | m | watch it sparkle | watched it sparkle | turning it | WH | bent out of shape | a hammer
-    necklace | m | wear it on Sundays | wore it on Sundays | wearing it | TWH | came undone | some string
+    necklace | m | wear it to parties | wore it to parties | wearing it | TWH | came undone | some string
     button | n | spin it on a thread | spun it on a thread | spinning it | H | split in half | some glue
     ribbon | c | twirl it in circles | twirled it in circles | twirling it | TW | ripped in two | a needle and thread
     feather | n | tickle noses with it | tickled noses with it | waving it | TW | bent in half | some tape
@@ -213,7 +213,9 @@ THINGS = _rows("""
     beach ball | c | toss it up and catch it | tossed it up and caught it | tossing it | TW | got a leak | a patch
 """)
 
-INDOORS = _words("library, attic, museum, bakery, toy shop, kitchen, cellar, garage, stable, theater, classroom, barn, greenhouse, cave")
+INDOORS = _words(
+    "library, attic, museum, bakery, toy shop, kitchen, cellar, garage, stable, theater, classroom, barn, greenhouse, cave"
+)
 # place | "in", "on", "at" or "by" | spots
 PLACES_KID = _rows("""
     park | in | under the bench, behind the fountain, beside the swings, next to the statue
@@ -235,7 +237,7 @@ PLACES_KID = _rows("""
     orchard | in | under the pear tree, behind the ladder, beside the apple crates, near the beehives
     kitchen | in | under the sink, behind the stove, beside the bread box, inside the cupboard
     cellar | in | under the stairs, behind the barrels, beside the potato bin, on the jam shelf
-    garage | in | under the car, behind the paint cans, beside the toolbox, on the workbench
+    garage | in | under the ladder, behind the paint cans, beside the toolbox, on the workbench
     schoolyard | in | under the oak, behind the bike rack, beside the flagpole, near the water tap
     harbor | at | under the nets, behind the fish crates, beside the anchor, near the lighthouse
     forest | in | under the ferns, behind the fallen trunk, beside the brook, among the mushrooms
@@ -305,7 +307,7 @@ BABIES = _rows("""
     foal | mare | whinny | oats | the stable
     piglet | sow | squeal | turnips | the pigsty
     owlet | owl | screech | moths | the church tower
-    gosling | goose | hiss | grass | the riverbank
+    gosling | goose | honk | grass | the riverbank
     fawn | doe | bleat | leaves | the deep woods
     cygnet | swan | whistle | pondweed | the island in the lake
     squab | pigeon | coo | seeds | the old bell tower
@@ -315,22 +317,24 @@ BABIES = _rows("""
     fox cub | vixen | yip | berries | the sandy bank
     bat pup | bat | squeak | beetles | the dark cave
     donkey foal | donkey | bray | hay | the back paddock
-    seal pup | seal | bark | fish | the flat rocks
+    leveret | hare | whimper | grass | the wheat field
     bear cub | mother bear | growl | honey | the high cave
     crow chick | crow | caw | crumbs | the poplar
 """)
 
 HOBBIES = _words("""drawing pictures, counting clouds, climbing walls, singing songs, telling jokes, collecting stones,
 jumping over puddles, looking at stars, picking flowers, making up rhymes, building dams, watching ants, chasing shadows,
-humming tunes, solving riddles, rolling down hills, hiding in bushes, catching snowflakes, feeding birds, baking mud pies,
+humming tunes, solving riddles, rolling down hills, hiding in bushes, drawing maps, feeding birds, baking mud pies,
 weaving grass, dancing in circles, balancing on logs, whistling melodies, reading maps, asking questions, finding feathers,
 making daisy chains, listening to crickets, throwing acorns, naming beetles, painting stones, planning parties,
 gathering leaves, watching sunsets, carving sticks, playing hide and seek, stacking pebbles, making up games, splashing about""")
 TRAITS = _words("""curious, cheerful, quiet, clever, gentle, busy, lively, shy, merry, thoughtful, dreamy, friendly, bold,
 patient, playful, bright, stubborn, careful, restless, polite, lucky, sleepy, jolly, eager, brave, kind, messy, noisy""")
-HOUSES = _words("cottage, house, cabin, farmhouse, brick house, wooden house, stone house, red house, white house, blue house")
+HOUSES = _words(
+    "cottage, house, cabin, farmhouse, brick house, wooden house, stone house, red house, white house, blue house"
+)
 LANDS = _words("""near the mill, by the sea, at the edge of the woods, beside the railway, on a windy hill, across from the church,
-at the end of a long lane, behind the bakery, near the harbor, next to the school, by the river, under the chestnut trees,
+down a long lane, behind the bakery, near the harbor, next to the school, by the river, under the chestnut trees,
 above the valley, beside the canal, in the middle of the village, close to the lighthouse, over the shoe shop, by the crossroads""")
 TIMES = _rows("""
     sunny | the sun was shining | the sky turned pink
@@ -345,22 +349,24 @@ TIMES = _rows("""
 """)
 DAYS = _words("morning, afternoon, day, Monday, Tuesday, Thursday, Friday, Saturday, Sunday")
 FEARS = _rows("""
-    the dark | it was pitch black | sat alone in the dark | keep a small light in mind | kid wild
-    thunder | thunder rolled across the sky | listened to the thunder | count slowly until the rumble ends | kid wild
-    deep water | the water was cold and deep | stepped into the water | take one small step at a time | kid wild
-    high places | the ground was far below | climbed all the way up | look at the sky and never down | kid wild
-    big dogs | a big dog was barking | stroked the big dog | hold out a flat hand and wait | kid
-    the school stage | rows of faces were staring | stood on the stage | sing to just one friend | kid
-    spiders | a fat spider hung on a thread | carried a spider outside | think of how tiny its heart is | kid
-    the dentist | the chair was tall and cold | sat in the chair | hum a song inside | kid
+    the dark | it was pitch black | felt {his} way through the dark | keep a small light in mind | kid wild
+    thunder | thunder rolled across the sky | walked on through the thunder | count slowly until the rumble ends | kid wild
+    deep water | there was a stream, cold and deep | waded into the stream | take one small step at a time | kid wild
+    high places | there was a steep wall to climb | climbed all the way up | look at the sky and never down | kid wild
+    big dogs | a big dog stood there, barking | walked past the big dog | hold out a flat hand and wait | kid
+    spiders | a fat spider hung on a thread | ducked under the spider | think of how tiny its heart is | kid wild
+    ladders | there was only a shaky ladder | climbed the ladder | hum one note for each rung | kid
     crowds | there was a noisy crowd | walked through the crowd | look for one kind face | kid wild
-    strangers | a stranger was coming near | talked to someone new | begin with a plain hello | kid wild
-    bees | bees were buzzing everywhere | walked past the hive | stand as still as a stone | kid wild
-    the old cellar | the steps creaked and groaned | went down to the cellar | whistle a tune on each step | kid
-    storms | the storm shook the trees | watched the storm go by | breathe as slowly as the tide | kid wild
-    the narrow bridge | the bridge swayed and creaked | crossed the bridge | hold on and look straight ahead | kid wild
+    strangers | a tall stranger stood in the way | greeted the stranger | begin with a plain hello | kid wild
+    bees | bees were buzzing everywhere | walked past the bees | move as slowly as honey | kid wild
+    storms | a storm shook the trees | leaned into the storm | breathe as slowly as the tide | kid wild
+    narrow bridges | there was a bridge, narrow as a plank | crossed the bridge | hold on and look straight ahead | kid wild
     shadows | long shadows were creeping | waved at the shadows | give each shadow a silly name | kid wild
-    caves | the cave was wet and black | walked into the cave | follow the wall with one side | wild
+    caves | there was a cave, wet and black | walked into the cave | keep to the left wall | kid wild
+    bogs | there was a bog, brown and bubbling | tiptoed over the bog | step only where grass grows | kid wild
+    ghosts | something white was flapping | pulled at the white thing, and it was a sheet | ask it what it wants | kid wild
+    geese | five geese came hissing | marched through the geese | flap your elbows like wings | kid wild
+    echoes | a hollow voice came back from the rocks | answered the echo | tell it a joke | kid wild
 """)
 # what is built | of | what is weak | what knocks it down | what makes it strong
 BUILDINGS = _rows("""
@@ -394,7 +400,7 @@ NOISES = _rows("""
     whimpering | a puppy | tangled in a net | cut the net | under the porch, in the garage
     chirping | a young sparrow | fallen from its nest | lifted it back | on the windowsill, in the gutter
     creaking | a rope swing | moving in the breeze | hung it up higher | in the garden, by the big tree
-    snoring | a fat badger | asleep in the leaves | woke it gently | behind the woodpile, under the stairs
+    snoring | a fat badger | asleep in the leaves | woke it up | behind the woodpile, under the stairs
     jingling | a lost goat | wearing a bell | led it to its field | in the yard, by the fence
     croaking | a green frog | trapped in a bucket | carried it to the water | by the well, in the cellar
     crunching | a small donkey | eating windfall apples | gave it one last apple | under the apple tree, by the wall
@@ -464,6 +470,26 @@ SPICES = _rows("""
     oil | ink
     cocoa | mud
 """)
+SCENERY = _words("""a blackbird sang on the fence, two snails raced along the path, smoke rose from the chimneys, a cat slept on the wall,
+church bells rang far away, a train whistled, sparrows bathed in the dust, a cart rattled by, somebody was practicing the piano,
+the poplars bent and whispered, an old dog yawned, washing danced on the line, a woodpecker hammered, a kettle whistled somewhere,
+butterflies wobbled over the thistles, a spider mended its web, gnats danced in a column, the grass was full of dew, leaves whirled about,
+a magpie scolded, ants carried crumbs, a cuckoo called twice, pigeons strutted about, a weathercock creaked, the brook gurgled,
+geese flew over in a wedge, a rooster crowed late, chestnuts dropped with a plop, a hedge was full of twitter, bumblebees grumbled,
+someone sawed wood, a plane drew a line across the sky, a lizard basked on a stone, mushrooms had sprung up overnight, a tractor hummed,
+a swallow skimmed the ground, acorns crunched underfoot, a frog plopped away, the hay was freshly cut, elder bushes bloomed""")
+WORE = _words("""wore a yellow raincoat, wore green boots, wore a knitted sweater, wore a blue jacket, wore an apron with pockets, wore thick mittens,
+wore a brown vest, wore striped socks, wore a bow tie, wore a gray shawl, wore a purple cardigan, wore a sailor collar, wore overalls,
+wore a plaid shirt, wore a leather belt, wore a red bandana, hummed a tune, whistled softly, hopped on one leg, counted the steps,
+swung a stick, chewed a blade of grass, skipped over the cracks, kicked a pebble along, sang a song about a whale, recited a rhyme""")
+SMELLS = _words("""fresh paint, cut grass, warm bread, wet earth, pine needles, roasted almonds, roses, old wood, seaweed, lavender, hay, mint,
+smoke, ripe plums, soap, lilac, moss, rain, beeswax, thyme, straw, damp stone, clover, resin, vinegar, jasmine""")
+PASTIMES = _words("""knitting a sock, fixing the gutter, reading the newspaper, shelling beans, writing a letter, darning a shirt, baking rolls,
+washing the cups, pruning the hedge, patching a tire, sorting buttons, hanging up the wash, chopping leeks, humming in the kitchen,
+taking a nap, oiling the hinges, beating the carpets, bottling pears, polishing spoons, picking currants, sewing curtains, sanding a chair,
+ironing a tablecloth, planting leeks, sharpening a pencil, solving a crossword, making candles, feeding the stove, plucking lavender""")
+THIEVES = _words("""two crows, three geese, a goat, some ants, a pair of magpies, four ducks, a stray dog, a hungry gull, a troop of mice, six sparrows,
+a jackdaw, a fat raccoon, some wasps, a donkey, three hens, a billy goat, a family of rats, two squirrels""")
 STIRS = _words("""stirred slowly, stirred with a big spoon, stirred a hundred times, stirred with both arms, stirred and sang,
 stirred and counted, stirred until it was smooth, stirred like a miller""")
 
@@ -489,6 +515,26 @@ CHORES_WILD = _rows("""
 BEDS = _words("""under the kitchen window, beside the gate, next to the fence, behind the shed, along the sunny wall, near the rain barrel,
 in the corner of the garden, by the front door, beside the gooseberries, next to the compost heap, near the old well, under the clothesline""")
 WEEKDAYS = _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
+# Slots that are one choice from one list.
+SIMPLE = {
+    "hobby": HOBBIES,
+    "trait": TRAITS,
+    "day": DAYS,
+    "weekday": WEEKDAYS,
+    "water": WATERS,
+    "tree": TREES,
+    "hole": HOLES,
+    "junk": JUNK,
+    "lure": LURES,
+    "sounds": SOUNDS,
+    "ways": WAYS,
+    "stirred": STIRS,
+    "scenery": SCENERY,
+    "wore": WORE,
+    "smell": SMELLS,
+    "pastime": PASTIMES,
+    "thieves": THIEVES,
+}
 
 
 def character(teller, role: str) -> tuple[str, int, dict[str, str]]:
@@ -505,7 +551,13 @@ def character(teller, role: str) -> tuple[str, int, dict[str, str]]:
     if role == "f" and "h" in world:
         gender = 1 - world["h"].gender if teller.pick(4) else world["h"].gender
     if teller.kind == "kid":
-        names, kind, went, home, gift = (BOYS, GIRLS)[gender], ("boy", "girl")[gender], "[walked|ran|hurried]", "", ""
+        names, kind, went, home, gift = (
+            (BOYS, GIRLS)[gender],
+            ("boy", "girl")[gender],
+            "[walked|ran|hurried]",
+            "",
+            "",
+        )
         home = f"{teller.one_of(HOUSES)} {teller.one_of(LANDS)}"
     else:
         names = (HE_ANIMALS, SHE_ANIMALS)[gender]
@@ -565,24 +617,14 @@ def choose(teller, key: str) -> None:
     elif key in ("baby2", "mother2"):
         rows = [row for row in BABIES if row[0] != teller.thing("baby")]
         world["baby2"], world["mother2"] = teller.one_of(rows)[:2]
-    elif key == "hobby":
-        world[key] = teller.one_of(HOBBIES)
-    elif key == "trait":
-        world[key] = teller.one_of(TRAITS)
     elif key == "nest":
         world[key] = teller.character("h").attributes["home"]
     elif key in ("weather", "sky", "evening"):
         world["weather"], world["sky"], world["evening"] = teller.one_of(TIMES)
-    elif key == "day":
-        world[key] = teller.one_of(DAYS)
-    elif key in ("water", "tree", "hole"):
-        world[key] = teller.one_of({"water": WATERS, "tree": TREES, "hole": HOLES}[key])
     elif key == "trait2":
         world[key] = teller.one_of([trait for trait in TRAITS if trait != world.get("trait")])
-    elif key in ("junk", "lure", "sounds", "ways", "stirred"):
-        world[key] = teller.one_of(
-            {"junk": JUNK, "lure": LURES, "sounds": SOUNDS, "ways": WAYS, "stirred": STIRS}[key]
-        )
+    elif key in SIMPLE:
+        world[key] = teller.one_of(SIMPLE[key])
     elif key in ("spice", "wrong"):
         world["spice"], world["wrong"] = teller.one_of(SPICES)
     elif key == "tool":
@@ -605,7 +647,5 @@ def choose(teller, key: str) -> None:
         world["chore"], world["chored"] = teller.one_of(CHORES if kid else CHORES_WILD)
     elif key in ("bed1", "bed2"):
         world[key] = teller.one_of([bed for bed in BEDS if bed not in (world.get("bed1"), world.get("bed2"))])
-    elif key == "weekday":
-        world[key] = teller.one_of(WEEKDAYS)
     else:
         raise KeyError(f"no such slot in a story: {key!r}")

@@ -36,7 +36,7 @@ class TrainConfig:
     seq_len: int = 256  # tokens a sequence
     micro_batches: int = 1  # parts of a step whose gradients are summed
     optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 4e-3
+    lr: float = 6e-3
     min_lr: float = 0.0
     warmup: int = 50  # steps
     weight_decay: float = 0.1
@@ -163,7 +163,7 @@ def train(
     batches = Batches(shard, train_config.batch_size, train_config.seq_len, seed=train_config.seed)
 
     start = checkpoints(out)[-1] if resume and checkpoints(out) else None
-    if start is None and (out / "train.json").exists() and not resume:
+    if not resume and ((out / "train.json").exists() or checkpoints(out)):
         raise MoemlaError(f"{out} already holds a run: continue it with --resume, or name another folder")
     _settle(out, config, train_config, tokenizer, facts | {"folder": os.fspath(data)})
     torch.manual_seed(train_config.seed)
@@ -234,7 +234,7 @@ def _settle(out: Path, config: ModelConfig, train_config: TrainConfig, tokenizer
     except KeyError as error:
         raise MoemlaError(f"{facts['folder']}/data.json is damaged ({error} is missing): prepare again") from error
     run |= dict(tokenizer=tokenizer.hash, folder=facts["folder"])
-    if (out / "train.json").exists():
+    if (out / "train.json").exists() or checkpoints(out):
         before = read_json(out / "train.json")
         for part in ("model", "train", "data", "tokenizer"):
             if before.get(part) != run[part]:

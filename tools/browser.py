@@ -70,7 +70,8 @@ def get() -> str | None:
     environment = {**os.environ, "PLAYWRIGHT_DOWNLOAD_CONNECTION_TIMEOUT": "20000", "DEBIAN_FRONTEND": "noninteractive"}
     ways = [[[sys.executable, "-m", "playwright", "install", "chromium"]]]
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        apt = [["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]]
+        install = ["apt-get", "install", "-y", "--no-install-recommends", "chromium", "fonts-liberation"]
+        apt = [["apt-get", "update"], install]
         # Debian's package brings the system libraries along, so where it can be installed it comes first.
         ways.insert(0 if "ID=debian" in Path("/etc/os-release").read_text().splitlines() else 1, apt)
     for commands in ways:

@@ -48,6 +48,7 @@ def execute(path: Path, package: Path = PACKAGE, timeout: int = 600) -> float:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # it would warn of its local TCP port
         resources={"metadata": {"path": str(path.parent)}},
     )
     before = {name: os.environ.get(name) for name in ENVIRONMENT}

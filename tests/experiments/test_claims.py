@@ -1,0 +1,299 @@
+"""The ledger keeps its rules, its values are what an independent computation gives, and its statuses follow."""
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+from scipy import stats
+
+from moemla.errors import MoemlaError
+from moemla.experiments import claims
+from moemla.experiments.claims import Claim, ClaimError, evaluate, load_claims, printed_number, select
+from moemla.experiments.results import Result, write
+from tests.experiments.test_results import ORIGIN
+
+LEDGER = {claim.id: claim for claim in load_claims()}
+
+
+def outcome(name: str):
+    return evaluate(LEDGER[name])
+
+
+def test_every_item_of_the_paper_stands_in_the_ledger():
+    groups = {claim.partition("-")[0] for claim in LEDGER}
+    assert {f"A{n}" for n in range(1, 37)} <= groups
+    assert all(re.fullmatch(r"[AT]\d+(-[A-Za-z0-9-]+)?", name) for name in LEDGER)
+
+
+@pytest.mark.parametrize("name", LEDGER)
+def test_each_claim_is_evaluated(name, tmp_path):
+    claim = LEDGER[name]
+    found = evaluate(claim, tmp_path)
+    assert found.status in claims.STATUSES and claim.note.endswith(".")
+    if claim.computed:
+        assert math.isfinite(found.computed)
+    if claim.kind == "arithmetic":
+        assert found.status in ("reproduced", "contradicted")
+    elif claim.kind in ("measured", "setting"):
+        assert found.status in ("open", "undetermined")
+
+
+def test_no_function_stands_idle():
+    used = {claim.computed for claim in LEDGER.values() if claim.computed}
+    assert set(claims.FUNCTIONS) == used
+
+
+# Values from computations that share nothing with the library.
+
+C = 50257
+DENSE = {s: 12 * n * d * d + C * d for s, (n, d) in {"XS": (6, 256), "M": (9, 512), "XL": (12, 1024)}.items()}
+EXPECTED = {
+    "A1": 61_474_519,
+    "A3-T2": 54.104064,
+    "A4-share": 1 / 64,
+    "A5-capacity": 2,
+    "A6-share": 100 * (53.9 - 31.4) / 53.9,
+    "A8": 512 / math.sqrt(64 / 6),
+    "A8-routed": 512 / math.sqrt(62 / 6),
+    "A8-all": 512 / math.sqrt(8),
+    "A9-rule": 512 * math.sqrt(6 / 64),
+    "A9-inverse": 512 * math.sqrt(64 / 6),
+    "A9-cube": 512 * 2 ** (1 / 3),
+    "A10-abstract": 50,
+    "A10-joint": 68.75,
+    "A11-mha": 2 * 12 * 1024 * 16 * 512 * 2 / 2**20,
+    "A11-mla": 2 * 12 * 512 * 16 * 512 * 2 / 2**20,
+    "A12-parameters": 405.4,
+    "A12-mha": 405.4 + 384 + 48,
+    "A12-rise": 100 * ((1784 + 192 + 68) / (406 + 384 + 48) - 1),
+    "A13-eight": 892 / 203,
+    "A14-moe-mla-rope": 1152,
+    "A14-mla-rope-change": 100 * (447 / 635 - 1),
+    "A15-mha": 384 * 16,
+    "A15-saving": 100 * (1 - 8 * 256 / 512),
+    "A16-width": 256 / 64,
+    "A17-rebuilt-512": 1,
+    "A17-absorbed-512": 2,
+    "A17-absorbed-2048": 3,
+    "A17-absorbed-8192": 11 / 3,
+    "A17-proof": 5 / 6,
+    "A18-active": (6 * 2 + 2) / 64,
+    "A19-ffn": 8,
+    "A19-block": 12,
+    "A19-cost": 2 * 1.5 - 4,
+    "A19-matched-512": 14 / (6 + 1 + 62 / 512),
+    "A19-quarter-8192": 44 / (36 + 16 + 62 / 512),
+    "A21-loss": 100 * (math.log(8.542) - math.log(7.388)) / math.log(8.542),
+    "A21-flops-loss": 100 * (math.log(8.542) - math.log(7.012)) / math.log(8.542),
+    "A21-degradation": 100 * (7.388 - 7.347) / 7.347,
+    "A25-tokens": 3.2768,
+    "A27-target": 6 / 62,
+    "A27-drift": -5 / 62,
+    "A27-ratio": 62 / 6,
+    "A27-cv": math.sqrt((1 - 6 / 62) / (65536 * 6 / 62)),
+    "A28": (g := math.exp(1) / (math.exp(1) + math.exp(0.5))) * (1 - g),
+    "A30-spread": math.sqrt(0.8**2 + 1.2**2 + 1.1**2) / 3,
+    "A34-XL": 100 * (4.44 / 5.12 - 1),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_computed_values(name):
+    tolerance = {"A4-share": 0.03, "A12-mha": 1e-3, "A12-parameters": 1e-3}.get(name, 1e-4)
+    assert outcome(name).computed == pytest.approx(EXPECTED[name], rel=tolerance)
+
+
+@pytest.mark.parametrize("size", DENSE)
+def test_table_1_without_the_library(size):
+    """12 L d^2 and the token table; norms and biases add less than half a percent."""
+    assert 0 < outcome(f"A2-{size}").computed - DENSE[size] / 1e6 < 5e-3 * DENSE[size] / 1e6
+
+
+@pytest.mark.parametrize(("r", "attention"), [(512, 6), (256, 4), (128, 3), (64, 2.5)])
+def test_latent_width_moves_the_total(r, attention):
+    """Projections take 2d^2 + 4dr a layer, the experts 8d^2 and the router 62d."""
+    bare = (9 * ((attention + 8) * 512**2 + 62 * 512) + C * 512) / 1e6
+    assert outcome(f"A7-r{r}").computed == pytest.approx(bare, rel=1e-3)
+
+
+def test_quarter_experts_without_the_library():
+    bare = (9 * (4 * 512**2 + 64 * 2 * 512 * 512 + 62 * 512) + C * 512) / 1e6
+    active = (9 * (4 * 512**2 + 8 * 2 * 512 * 512 + 62 * 512) + C * 512) / 1e6
+    assert outcome("A4-quarter").computed == pytest.approx(bare, rel=1e-3)
+    assert outcome("A5-active").computed == pytest.approx(100 * (1 - active / 54.104), rel=5e-3)
+
+
+def test_flops_at_645_without_the_library():
+    def macs(d, ffn):
+        return 9 * (4 * d * d + 2 * 512 * d + ffn) + C * d
+
+    dense = macs(512, 8 * 512**2)
+    assert outcome("A9-flops-quarter").computed == pytest.approx(macs(645, 16 * 645**2 + 62 * 645) / dense, rel=1e-6)
+    fine = macs(645, 16 * 645 * 40 + 62 * 645) / dense
+    assert outcome("A9-flops-moe-mha").computed == pytest.approx(fine, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["moe-mha", "moe-mla", "moe-mla-rope", "mla-rope"])
+def test_p_values_against_scipy(name):
+    (a, sd_a), (b, sd_b) = [[float(x) for x in LEDGER[f"T2-{model}"].printed.split(" ± ")] for model in ("mha", name)]
+    t = abs(a - b) / (math.hypot(sd_a, sd_b) / math.sqrt(3))
+    assert outcome(f"A29-{name}").computed == pytest.approx(2 * stats.t.sf(t, 2), rel=1e-6)
+
+
+def test_interval_against_scipy():
+    relative = 7.388 / 8.542 * math.hypot(0.021 / 8.542, 0.015 / 7.388) / math.sqrt(3)
+    assert outcome("A29-interval").computed == pytest.approx(100 * stats.t.ppf(0.975, 2) * relative, rel=1e-6)
+
+
+STATUSES = {
+    "reproduced": ["A2-M", "A4-matched", "A6-share", "A10-r256", "A11-mha", "A14-mha", "A21-ppl", "A26-relative"],
+    "contradicted": ["A1", "A1-rounded", "A3-T7", "A4-quarter", "A10-abstract", "A17-rebuilt-512", "A19-limit"],
+    "open": ["T2-mha", "A24-moe-mla-rope", "A27-cv"],
+    "undetermined": ["A22", "A31", "A20-guarantees"],
+}
+
+
+@pytest.mark.parametrize(("status", "name"), [(s, name) for s, names in STATUSES.items() for name in names])
+def test_statuses(status, name):
+    assert outcome(name).status == status
+
+
+# The status follows from the numbers.
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "status"),
+    [
+        ("A1", {"printed": "61,474,519 combinations"}, "reproduced"),
+        ("A1", {"printed": "61,474,520 combinations"}, "contradicted"),
+        ("A1-rounded", {"printed": "6.1e7"}, "reproduced"),
+        ("A1-rounded", {"printed": "6.2e7"}, "contradicted"),
+        ("A2-M", {"printed": "55.1 M"}, "contradicted"),
+        ("A2-XS", {"tolerance": None}, "contradicted"),  # 17.60 is not 17.5 to the digit
+        ("A2-M", {"tolerance": None}, "reproduced"),
+        ("A4-share", {"printed": "1/64 of the FFN"}, "reproduced"),
+        ("A10-joint", {"tolerance": None}, "contradicted"),  # 68.75 rounds to 69
+        ("A21-loss", {"printed": "6.8 %"}, "reproduced"),
+        ("A14-net", {"expect": "> 0"}, "reproduced"),
+        ("A19-cost", {"expect": "< 0"}, "reproduced"),
+        ("A19-factor", {"given": {"form": "proof"}}, "reproduced"),
+        ("A17-mha", {"given": {"n": 513}}, "contradicted"),
+        ("A27-drift", {"expect": "< 0"}, "reproduced"),
+        ("A34-L", {"printed": "-11.8 %"}, "contradicted"),
+        ("A34-L", {"printed": "11.5 %"}, "contradicted"),
+    ],
+)
+def test_another_number_another_status(name, changes, status):
+    claim = LEDGER[name]
+    assert evaluate(dataclasses.replace(claim, **changes)).status == status
+
+
+def test_the_rounding_of_what_goes_in_counts():
+    """-11.557 from two-decimal perplexities: -11.5 is within their rounding, though not within its own digit."""
+    claim = LEDGER["A34-L"]
+    assert abs(evaluate(claim).computed - -11.5) > 0.05 and evaluate(claim).status == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "half"),
+    [
+        ("36,288,252 ways", 36288252, 0.5),
+        ("3.6e7", 3.6e7, 0.05e7),
+        ("1/4 of it", 0.25, 0),
+        ("+81 %", 81, 0.5),
+        ("-5.3 %", -5.3, 0.05),
+        ("8.542 ± 0.021", 8.542, 0.0005),
+        ("± 0.3 %", 0.3, 0.05),
+        ("4nd^2", 4, 0.5),
+    ],
+)
+def test_printed_numbers(text, value, half):
+    assert printed_number(text) == pytest.approx((value, half))
+
+
+def test_measured_claims_follow_the_results_folder(tmp_path):
+    wanted = {"experiment": "table2", "where": {"variant": "mha"}, "measure": "perplexity"}
+    claim = dataclasses.replace(LEDGER["T2-mha"], status=None, result=wanted, tolerance="1 %")
+    assert evaluate(claim, tmp_path).status == "open"
+    rows = [("mha", 0, 8.50), ("mha", 1, 8.60), ("mla", 0, 99.0)]
+    for variant, seed, value in rows:
+        settings = {"variant": variant, "seed": seed}
+        write(Result("table2", f"{variant}-{seed}", settings, {"perplexity": value}, ORIGIN), tmp_path)
+    found = evaluate(claim, tmp_path)
+    assert found.computed == pytest.approx(8.55) and found.status == "reproduced" and "mean of 2" in found.detail
+    assert evaluate(dataclasses.replace(claim, tolerance=None), tmp_path).status == "contradicted"
+
+
+# The rules of the ledger.
+
+GOOD = dict(id="A1", where="here", printed="6 %", kind="arithmetic", computed="equals", of=["A1"], chapter=1, note="N.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "guess"}, "kind='guess'"),
+        ({"chapter": 20}, "chapter=20"),
+        ({"computed": "magic"}, "unknown function magic"),
+        ({"of": ["A9"]}, "of names no claim: A9"),
+        ({"status": "reproduced"}, "leave it out"),
+        ({"computed": None}, "an arithmetic claim is computed"),
+        ({"printed": "six"}, "must begin with its number"),
+        ({"expect": "= nothing"}, "unknown function nothing"),
+        ({"kind": "measured", "status": "reproduced"}, "it is open, undetermined"),
+        ({"kind": "citation", "status": "contradicted"}, "it is open, undetermined"),
+        ({"colour": "red"}, "no such field: colour"),
+        ({"where": ""}, "must say something"),
+    ],
+)
+def test_an_entry_that_breaks_a_rule_is_named(tmp_path, changes, message):
+    path = tmp_path / "claims.yml"
+    path.write_text(json.dumps([GOOD]))  # JSON is YAML
+    assert load_claims(path) == [Claim(**GOOD)]
+    path.write_text(json.dumps([GOOD | changes]))
+    with pytest.raises(ClaimError, match=message) as error:
+        load_claims(path)
+    assert str(error.value).startswith("claim A1: ")
+
+
+def test_an_id_stands_once(tmp_path):
+    path = tmp_path / "claims.yml"
+    path.write_text(json.dumps([GOOD, GOOD]))
+    with pytest.raises(ClaimError, match="stands twice"):
+        load_claims(path)
+
+
+# The command.
+
+
+def test_select_takes_an_item_with_its_parts():
+    chosen = [claim.id for claim in select(LEDGER.values(), ["a2"])]
+    assert chosen == ["A2-XS", "A2-S", "A2-M", "A2-L", "A2-XL", "A2-convention"]
+    assert [claim.id for claim in select(LEDGER.values(), ["A1"])] == ["A1", "A1-rounded"]
+    assert len(select(LEDGER.values(), [])) == len(LEDGER)
+    with pytest.raises(MoemlaError, match="no claim 'A99'; ids begin with A1, A2"):
+        select(LEDGER.values(), ["A99"])
+
+
+def test_main_prints_the_ledger(capsys, tmp_path):
+    assert claims.main(folder=tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "A17-rebuilt-512" in text and re.search(rf"{len(LEDGER)} claims: \d+ reproduced, \d+ contradicted", text)
+    assert claims.main(["A1"], folder=tmp_path) == 0
+    text = capsys.readouterr().out
+    assert "61,474,519" in text and "C(57, 6)" in text and "2 claims: 0 reproduced, 2 contradicted" in text
+
+
+def test_main_as_json(capsys):
+    assert claims.main(["A2-M", "T2-mha"], as_json=True) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [c["id"] for c in data["claims"]] == ["A2-M", "T2-mha"]
+    assert data["claims"][0]["computed"] == 54.104064 and data["claims"][0]["function"] == "dense_millions"
+    assert data["counts"] == {"reproduced": 1, "contradicted": 0, "open": 1, "undetermined": 0}
+
+
+def test_shown_with_one_digit_more_than_printed():
+    shown = {name: claims.show(LEDGER[name], outcome(name)) for name in ("A1", "A2-M", "A21-ppl", "T2-mha")}
+    assert shown == {"A1": "61,474,519", "A2-M": "54.10", "A21-ppl": "13.51", "T2-mha": "-"}

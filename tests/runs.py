@@ -1,0 +1,87 @@
+"""Runs of a micro model on a toy text, and children that can be killed, for the tests of training and checkpoints."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from moemla.config import ModelConfig
+from moemla.data import prepare
+from moemla.errors import MoemlaError
+from moemla.tokenizer import EOT
+from moemla.training import TrainConfig
+
+NAMES = ("Tom", "Mia", "Sam", "Lily", "Ben", "Anna")
+PLACES = ("park", "forest", "garden", "shop", "river")
+STORIES = [
+    f"Once upon a time {name} went to the {place}.\nIt was sunny. \"Look!\" said {name}. {name} saw a cat and was happy."
+    for name in NAMES
+    for place in PLACES
+]  # fmt: skip
+MICRO = dict(d_model=16, n_layers=2, n_heads=2, n_experts=4, n_shared=1, top_k=2, d_expert=8, max_seq_len=64)
+QUICK = dict(batch_size=4, seq_len=16, warmup=2, lr=1e-2, log_every=1)
+RESULT, FAILED = 0, 70  # exit codes of a child: all went well, an exception that nobody expected
+
+
+def text_of(stories: list[str]) -> str:
+    return "".join(f"{story}\n{EOT}\n" for story in stories)
+
+
+def write_texts(folder: Path) -> dict[str, Path]:
+    files = {"train": folder / "in-train.txt", "valid": folder / "in-valid.txt"}
+    files["train"].write_text(text_of(STORIES))
+    files["valid"].write_text(text_of(STORIES[::7]))
+    return files
+
+
+def make_data(folder: Path) -> Path:
+    """Prepared data of the toy text with a vocabulary of 300 tokens."""
+    prepare(folder / "data", source="files", vocab_size=300, **write_texts(folder))
+    return folder / "data"
+
+
+def micro(**changes) -> ModelConfig:
+    return ModelConfig(**dict(MICRO, vocab_size=300) | changes)
+
+
+def quick(steps: int, **changes) -> TrainConfig:
+    return TrainConfig(steps=steps, **QUICK | changes)
+
+
+def fork(task: Callable[[], object]) -> int:
+    """Runs `task` in a copy of this process and returns its id: it exits with 0, with 1 on a MoemlaError, with 130
+    when it was interrupted. A copy, because starting Python and torch anew takes seconds.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = FAILED
+    try:
+        task()
+        code = RESULT
+    except MoemlaError as error:
+        print(error, flush=True)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def code_of(child: int) -> int:
+    """Waits for a child; its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.002)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

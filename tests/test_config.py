@@ -1,0 +1,275 @@
+"""ModelConfig: the paper's sizes counted by hand, matching, and a clear error for every wrong setting."""
+
+import dataclasses
+import importlib.machinery
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from moemla import complexity, config
+from moemla.config import SIZES, VARIANTS, ModelConfig
+from moemla.model import LanguageModel
+
+PAPER_SIZES = ("XS", "S", "M", "L", "XL")
+TABLE_1 = {"XS": 17.5e6, "S": 44.5e6, "M": 54.1e6, "L": 123.3e6, "XL": 202.7e6}
+
+
+def unchecked_config():
+    """ModelConfig as users have it, without the run-time types that the tests add: those would speak up first."""
+    spec = importlib.util.spec_from_file_location("plain_config", config.__file__)
+    spec.loader = importlib.machinery.SourceFileLoader("plain_config", config.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ModelConfig
+
+
+PlainConfig = unchecked_config()
+
+
+def dense_by_hand(size: str, vocab: int = 50257) -> int:
+    """Tied table, 4 square matrices and a 4d feed-forward a block, a bias for each output, LayerNorm with bias."""
+    layers, d = SIZES[size]["n_layers"], SIZES[size]["d_model"]
+    attention = 4 * (d * d + d)
+    feedforward = (d * 4 * d + 4 * d) + (4 * d * d + d)
+    return vocab * d + layers * (attention + feedforward + 2 * 2 * d) + 2 * d
+
+
+@pytest.mark.parametrize("size", PAPER_SIZES)
+def test_table_1(size):
+    rope = complexity.parameters(ModelConfig.preset(size, "mha-rope"))
+    learned = complexity.parameters(ModelConfig.preset(size, "mha"))
+    assert rope.total == dense_by_hand(size)
+    assert abs(rope.total / TABLE_1[size] - 1) < 0.006
+    assert learned.total == rope.total + 512 * SIZES[size]["d_model"]  # the position table and nothing else
+    assert rope.active == rope.total
+
+
+def test_m_is_exactly_54_104_064():
+    assert complexity.parameters(ModelConfig.preset("M", "mha-rope")).total == 54_104_064
+
+
+def test_matched_m_holds_as_much_and_uses_seven_tenths():
+    counted = complexity.parameters(ModelConfig.preset("M", "moe-mla-rope"))
+    assert abs(counted.total / 54_104_064 - 1) < 0.006
+    assert 0.69 < counted.active_share < 0.71
+
+
+@pytest.mark.parametrize("size", ["tiny", *PAPER_SIZES])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_matched_totals(size, variant):
+    config = ModelConfig.preset(size, variant)
+    reference = config.reference()
+    assert (reference.attention, reference.ffn, reference.positions) == ("mha", "dense", config.positions)
+    assert reference == ModelConfig.preset(size, "mha" if config.positions == "learned" else "mha-rope")
+    ratio = complexity.parameters(config).total / complexity.parameters(reference).total
+    # The matching of experts knows nothing of the attention, so only moe over an attention of the same size is exact.
+    same_attention = not variant.startswith("moe-") or variant.removeprefix("moe-") in ("mha", "mha-rope")
+    paper = variant.removeprefix("moe-") in ("mla", "mla-rope")
+    if same_attention or paper:
+        assert abs(ratio - 1) < (0.0235 if size == "tiny" else 0.006), ratio
+
+
+STYLES = {
+    "plain": {},
+    "swiglu": dict(activation="swiglu"),
+    "rmsnorm": dict(norm="rmsnorm"),
+    "untied": dict(tie_embeddings=False),
+    "no bias": dict(bias=False),
+    "all": dict(activation="swiglu", norm="rmsnorm", tie_embeddings=False, bias=False, n_shared=0, d_head=6),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_built_model_counts_what_complexity_says(variant, style):
+    small = dict(d_model=32, n_layers=2, n_experts=6, top_k=2, max_seq_len=16)
+    config = ModelConfig.preset("tiny", variant, vocab_size=97, **small | STYLES[style])
+    model = LanguageModel(config, device="meta")
+    counted = complexity.parameters(config)
+    assert sum(p.numel() for p in model.parameters()) == counted.total
+    routed = [p for name, p in model.named_parameters() if name.endswith(("w_in", "w_out"))]
+    idle = sum(p.numel() // config.n_experts * (config.n_experts - config.top_k) for p in routed)
+    assert counted.active == counted.total - idle
+    embedding = model.embedding.weight.numel() + (0 if model.position is None else model.position.weight.numel())
+    embedding += 0 if config.tie_embeddings else model.head.weight.numel()
+    assert counted.embedding == embedding
+
+
+WRONG = [
+    *[
+        (name, value, {})
+        for name in ("vocab_size", "max_seq_len", "n_layers", "d_model", "n_heads")
+        for value in (0, -1)
+    ],
+    *[(name, 2.0, {}) for name in ("d_model", "n_heads", "n_kv_heads", "latent_dim", "d_ff", "n_experts", "top_k")],
+    *[(name, True, {}) for name in ("n_layers", "d_expert", "n_shared")],
+    *[(name, "8", {}) for name in ("d_model", "n_heads", "d_head", "d_nope", "d_rope", "d_value", "n_shared")],
+    *[(name, None, {}) for name in ("vocab_size", "n_layers", "n_shared", "top_k", "dropout", "bias", "positions")],
+    *[(name, None, {}) for name in ("attention", "ffn", "norm", "activation", "backend", "reading", "rope_layout")],
+    *[(name, "bogus", {}) for name in ("attention", "cache", "positions", "rope_layout", "ffn", "scores", "norm")],
+    *[(name, "bogus", {}) for name in ("activation", "backend", "reading")],
+    *[(name, 1, {}) for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings")],
+    *[("dropout", value, {}) for value in (-0.1, 1.0, float("nan"), "0.1")],
+    *[("rope_theta", value, {}) for value in (1.0, -5.0, float("inf"), "big")],
+    *[("routed_scale", value, {}) for value in (0.0, -1.0, float("nan"), float("inf"), "1")],
+    ("n_shared", -1, {}),
+    ("vocab_size", 1, {}),
+    ("n_heads", 3, {}),
+    ("n_kv_heads", 3, dict(attention="mha")),
+    ("n_kv_heads", 2, dict(attention="mla")),
+    ("n_kv_heads", 2, dict(attention="mla-decoupled")),
+    ("d_value", 7, dict(attention="mha")),
+    ("d_value", 7, dict(attention="mla")),
+    ("positions", "learned", dict(attention="mla-decoupled")),
+    ("positions", "none", dict(attention="mla-decoupled")),
+    ("d_head", 5, dict(attention="mha")),
+    ("d_rope", 5, dict(attention="mla-decoupled")),
+    ("cache", "latent", dict(attention="mha")),
+    ("cache", "kv", dict(attention="mla")),
+    ("cache", "joint", dict(attention="mla")),
+    ("cache", "hybrid", dict(attention="mla-decoupled")),
+    ("top_k", 63, {}),
+    ("top_k", 4, dict(n_experts=3)),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "others"), WRONG)
+def test_a_wrong_setting_names_field_value_and_what_is_right(field, value, others):
+    with pytest.raises(ValueError) as caught:
+        PlainConfig(**others | {field: value})
+    message = str(caught.value)
+    assert message.startswith(f"{field}={value!r}: ")
+    assert len(message.split(": ", 1)[1].split()) >= 3
+
+
+def test_every_field_is_checked():
+    """No field swallows a value of no known kind."""
+    for field in dataclasses.fields(ModelConfig):
+        with pytest.raises(ValueError, match=field.name):
+            PlainConfig(**{field.name: object()})
+
+
+def test_choices_are_listed():
+    with pytest.raises(ValueError, match="mha, mla, mla-decoupled"):
+        ModelConfig(attention="flash")
+
+
+@pytest.mark.parametrize("n_heads", [1, 3, 5, 15, 43, 129, 215, 645])
+def test_645_wide_has_no_even_head(n_heads):
+    """The paper's FLOP-matched width (audit A9): odd, so no number of heads leaves pairs to rotate."""
+    with pytest.raises(ValueError, match=r"d_head=\d+: RoPE turns pairs of dimensions"):
+        ModelConfig(d_model=645, n_heads=n_heads)
+
+
+def test_645_wide_with_8_heads_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="n_heads=8: the heads must divide d_model=645"):
+        ModelConfig.preset("M", d_model=645)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (dict(size="XXL"), "size"),
+        (dict(size="M", variant="moe"), "variant"),
+        (dict(size="M", matched="speed"), "matched"),
+        (dict(size="M", widht=3), "changes"),
+        (dict(size="M", d_model="512"), "d_model"),
+        (dict(size="M", d_model=None), "d_model"),
+        (dict(size="M", variant="moe-mha", matched="flops", n_heads=0), "n_heads"),
+        (dict(size="M", vocab_size=0), "vocab_size"),
+    ],
+)
+def test_wrong_preset(wrong, field):
+    with pytest.raises(ValueError, match=f"^{field}="):
+        PlainConfig.preset(**wrong)
+
+
+def test_expert_widths_of_each_matching():
+    for size in PAPER_SIZES:
+        d = SIZES[size]["d_model"]
+        assert ModelConfig.preset(size).d_expert == d // 16
+        assert ModelConfig.preset(size, matched="active").d_expert == d // 2
+        assert ModelConfig.preset(size, matched="literal").d_expert == d
+        assert ModelConfig.preset(size, reading="literal").d_expert == d
+
+
+def test_readings():
+    working, literal = ModelConfig(), ModelConfig(reading="literal")
+    assert (working.scores, working.bias_in_gate, working.d_expert) == ("sigmoid", False, 8)
+    assert (literal.scores, literal.bias_in_gate, literal.d_expert) == ("softmax", True, 128)
+    mixed = ModelConfig(reading="literal", scores="sigmoid", bias_in_gate=False, d_expert=5)
+    assert (mixed.scores, mixed.bias_in_gate, mixed.d_expert) == ("sigmoid", False, 5)
+
+
+@pytest.mark.parametrize("size", ["tiny", "XS", "M"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flops_matching_is_the_nearest_width_with_an_even_head(size, variant):
+    config = ModelConfig.preset(size, variant, matched="flops")
+    heads = SIZES[size]["n_heads"]
+    assert config.n_heads == heads
+    assert config.d_model == config.n_heads * config.d_head
+    assert config.d_head % 2 == 0
+    assert config.d_model % 8 == 0
+    small = dict(SIZES[size], positions=config.positions)
+    target = complexity.flops_per_token(ModelConfig(**small, vocab_size=50257, attention="mha", ffn="dense"))
+
+    def miss(d_model):
+        given = {name: getattr(config, name) for name in ("attention", "positions", "ffn", "n_layers", "n_heads")}
+        given |= dict(vocab_size=50257, d_model=d_model)
+        given |= dict(n_kv_heads=heads // 4) if "gqa" in variant else {}
+        return abs(complexity.flops_per_token(ModelConfig(**given)) - target)
+
+    step = 2 * heads if heads % 4 == 0 else 8 * heads
+    assert miss(config.d_model) <= min(miss(config.d_model + step), miss(config.d_model - step))
+
+
+def test_flops_matching_at_m_is_no_645():
+    config = ModelConfig.preset("M", "moe-mla-rope", matched="flops")
+    reference = ModelConfig.preset("M", "mha-rope")
+    ratio = complexity.flops_per_token(config) / complexity.flops_per_token(reference)
+    assert config.d_model > 512
+    assert abs(ratio - 1) < 0.02, (config.d_model, ratio)
+
+
+def test_changes_win_over_matching():
+    assert ModelConfig.preset("M", d_expert=40).d_expert == 40
+    assert ModelConfig.preset("M", "mla-rope", latent_dim=64, d_ff=100).d_ff == 100
+    narrow, wide = (ModelConfig.preset("M", "mla-rope", latent_dim=r) for r in (64, 512))
+    assert narrow.d_ff > 4 * 512 > wide.d_ff  # what a latent saves goes to the feed-forward, and back
+
+
+def test_dict_and_json_roundtrip():
+    config = ModelConfig.preset("XS", "moe-mla-decoupled", dropout=0.1, cache="joint")
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="widht"):
+        ModelConfig.from_dict(config.to_dict() | {"widht": 3})
+
+
+def test_frozen_and_by_name_only():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().d_model = 3
+    with pytest.raises(TypeError):
+        ModelConfig(4096)
+    assert all(value is not None for value in ModelConfig().to_dict().values())
+
+
+def test_decoupled_presets_have_the_papers_68_percent():
+    config, reference = ModelConfig.preset("M", "moe-mla-decoupled"), ModelConfig.preset("M", "mha-rope")
+    assert (config.latent_dim, config.d_nope, config.d_rope, config.d_value) == (256, 64, 64, 64)
+    ratio = complexity.cache_bytes_per_token(config) / complexity.cache_bytes_per_token(reference)
+    assert ratio == 1 - 0.6875
+    assert complexity.cache_bytes_per_token(ModelConfig.preset("M", "mla-rope")) * 2 == (
+        complexity.cache_bytes_per_token(reference)
+    )
+    assert complexity.cache_bytes_per_token(ModelConfig.preset("M", "gqa-rope")) * 4 == (
+        complexity.cache_bytes_per_token(reference)
+    )
+
+
+def test_cache_bytes_of_config_equal_storage():
+    for form in VARIANTS:
+        config = ModelConfig.preset("tiny", form, vocab_size=50, max_seq_len=16)
+        cache = LanguageModel(config, device="meta").new_cache(2, 16, dtype=torch.bfloat16)
+        assert cache.bytes_per_token() == complexity.cache_bytes_per_token(config, dtype_bytes=2)

@@ -1,0 +1,171 @@
+"""Routed experts: every back end against three nested loops, in output and in every gradient."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moemla.experts import BACKENDS, Experts, experts
+from tests.helpers import close
+
+
+def example(n=9, e=7, k=3, d=5, f=6, activation="gelu", dtype=torch.float64, index=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    width = 2 * f if activation == "swiglu" else f
+    if index is None:
+        index = torch.rand(n, e, generator=generator).topk(k).indices
+    gate = torch.rand(index.shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return normal(n, d), normal(e, d, width), normal(e, f, d), index, gate
+
+
+def by_loops(x, w_in, w_out, index, gate, activation):
+    """y_n = sum_j gate[n, j] W_out[e]^T act(W_in[e]^T x_n), one token, one slot, one hidden unit at a time."""
+    width = w_out.shape[1]
+    rows = []
+    for n in range(len(x)):
+        y = torch.zeros_like(x[n])
+        for j in range(index.shape[1]):
+            e = int(index[n, j])
+            for f in range(width):
+                z = (x[n] * w_in[e][:, f]).sum()
+                if activation == "gelu":
+                    hidden = z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+                else:
+                    hidden = z * torch.sigmoid(z) * (x[n] * w_in[e][:, width + f]).sum()
+                y = y + gate[n, j] * hidden * w_out[e][f]
+        rows.append(y)
+    return torch.stack(rows) if rows else torch.zeros_like(x)
+
+
+def gradients(out, leaves, seed=5):
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.autograd.grad((out * upstream.to(out.dtype)).sum(), leaves, allow_unused=True)
+
+
+CASES = {
+    "plain": {},
+    "62 experts": dict(e=62, k=6, n=7),
+    "one expert": dict(e=1, k=1),
+    "all chosen": dict(e=4, k=4),
+    "one token": dict(n=1),
+    "odd widths": dict(d=3, f=1),
+    "no token for some": dict(n=2, e=7, k=2),
+    "all to one": dict(index=torch.full((6, 1), 4), n=6),
+    "all to the last": dict(index=torch.full((6, 1), 6), n=6),
+}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_loops_with_gradients(backend, case, activation):
+    x, w_in, w_out, index, gate = example(activation=activation, **CASES[case])
+    leaves = (x, w_in, w_out, gate)
+    out = experts(x, w_in, w_out, index, gate, backend=backend, activation=activation)
+    wanted = by_loops(x, w_in, w_out, index, gate, activation)
+    close(out, wanted, 1e-12)
+    for ours, oracle, leaf in zip(gradients(out, leaves), gradients(wanted, leaves), leaves, strict=True):
+        oracle = torch.zeros_like(leaf) if oracle is None else oracle
+        close(ours, oracle, 1e-12)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend, activation):
+    x, w_in, w_out, index, gate = example(n=4, e=3, k=2, d=3, f=2, activation=activation)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b, g: experts(x, a, b, index, g, backend, activation), (x, w_in, w_out, gate), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_types(backend, dtype):
+    exact = example(n=64, e=7, k=3, d=16, f=8, dtype=torch.float64)
+    index = exact[3]
+    narrow = [t.detach().to(dtype).requires_grad_() for t in exact if t is not index]
+    exact = [t.detach().double().requires_grad_() for t in narrow]  # the oracle starts from the rounded numbers
+    out = experts(*narrow[:3], index, narrow[3], backend)
+    wanted = experts(*exact[:3], index, exact[3], "loop")
+    assert out.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    close(out.double(), wanted, tolerance, scale=0)
+    for ours, oracle in zip(gradients(out, narrow), gradients(wanted, exact), strict=True):
+        assert ours.dtype == dtype
+        close(ours.double(), oracle, tolerance, scale=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend):
+    x, w_in, w_out, index, gate = example(n=0)
+    out = experts(x, w_in, w_out, index, gate, backend)
+    assert out.shape == (0, 5)
+    for grad in gradients(out, (w_in, w_out)):
+        assert grad is None or grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_float32_gate_serves_a_bfloat16_token(backend):
+    x, w_in, w_out, index, gate = example(dtype=torch.bfloat16)
+    assert experts(x, w_in, w_out, index, gate.float(), backend).dtype == torch.bfloat16
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 8), st.data(), st.sampled_from(list(BACKENDS)), st.integers(0, 10**6))
+def test_permuting_experts_changes_nothing(n, e, data, backend, seed):
+    k = data.draw(st.integers(1, e))
+    x, w_in, w_out, index, gate = example(n=n, e=e, k=k, seed=seed)
+    order = torch.randperm(e, generator=torch.Generator().manual_seed(seed))
+    place = order.argsort()  # expert e stands at place[e] now
+    out = experts(x, w_in[order], w_out[order], place[index], gate, backend)
+    close(out, experts(x, w_in, w_out, index, gate, backend), 1e-12)
+    slots = torch.randperm(k, generator=torch.Generator().manual_seed(seed))
+    close(experts(x, w_in, w_out, index[:, slots], gate[:, slots], backend), out, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_does_not_depend_on_the_others(backend):
+    x, w_in, w_out, index, gate = example()
+    out = experts(x, w_in, w_out, index, gate, backend)
+    for n in range(len(x)):
+        alone = experts(x[n : n + 1], w_in, w_out, index[n : n + 1], gate[n : n + 1], backend)
+        close(alone[0], out[n], 1e-13)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unchosen_experts_get_no_gradient(backend):
+    x, w_in, w_out, index, gate = example(index=torch.tensor([[0, 2], [2, 5]]), n=2)
+    for grad in gradients(experts(x, w_in, w_out, index, gate, backend), (w_in, w_out)):
+        assert [bool(g.abs().max() > 0) for g in grad] == [True, False, True, False, False, True, False]
+
+
+def test_loop_does_not_make_a_gradient_of_all_experts_for_each():
+    """`w_in[e]` in a loop would: its backward fills a tensor of all experts once for every expert."""
+    x, w_in, w_out, index, gate = example(n=20, e=16, k=2, d=8, f=8)
+    out = experts(x, w_in, w_out, index, gate, "loop")
+    with torch.profiler.profile(profile_memory=True) as profile:
+        out.sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::select_backward" not in names
+    assert w_in.grad is not None
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend='fast': choose one of masked, loop"):
+        experts(*example(), backend="fast")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_module(activation):
+    layer = Experts(d_model=5, n_experts=7, d_expert=6, activation=activation, backend="loop", dtype=torch.float64)
+    assert layer.w_in.shape == (7, 5, 12 if activation == "swiglu" else 6)
+    assert layer.w_out.shape == (7, 6, 5)
+    x, _, _, index, gate = example()
+    close(layer(x, index, gate), by_loops(x, layer.w_in, layer.w_out, index, gate, activation), 1e-13)
+    assert Experts(d_model=5, n_experts=7, d_expert=6, device="meta", dtype=torch.bfloat16).w_in.dtype == torch.bfloat16

@@ -1,0 +1,252 @@
+"""Sampling: filters against sorting by hand; cached = uncached; every row for itself."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moemla.generation import filter_logits, generate
+from moemla.model import LanguageModel
+from tests.helpers import FORMS, config_of, model_of, tokens_of
+
+
+def filter_by_hand(row, temperature, top_k, top_p):
+    """Probabilities as a dictionary token -> p, one row: temperature, then the k likeliest, then the nucleus."""
+    scaled = [z / temperature for z in row]
+    top = max(scaled)
+    weight = {token: math.exp(z - top) for token, z in enumerate(scaled)}
+    ranked = sorted(weight, key=lambda token: -weight[token])
+    if top_k is not None:
+        ranked = ranked[:top_k]
+    total = sum(weight[token] for token in ranked)
+    if top_p is not None:
+        kept, mass = [], 0.0
+        for token in ranked:
+            kept.append(token)
+            mass += weight[token] / total
+            if mass >= top_p:
+                break
+        ranked = kept
+    total = sum(weight[token] for token in ranked)
+    return {token: weight[token] / total for token in ranked}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.floats(0.2, 3.0),
+    st.none() | st.integers(1, 15),
+    st.none() | st.floats(0.01, 0.99),
+    st.integers(0, 10**6),
+)
+def test_filters_against_sorting(vocab, temperature, top_k, top_p, seed):
+    logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed)) * 3
+    got = filter_logits(logits, temperature, top_k, top_p).exp()
+    assert got.dtype == torch.float64
+    for row, probabilities in zip(logits.double().tolist(), got.tolist(), strict=True):
+        wanted = filter_by_hand(row, temperature, top_k, top_p)
+        for token, p in enumerate(probabilities):
+            assert p == pytest.approx(wanted.get(token, 0.0), abs=1e-12)
+
+
+def test_filters_at_the_edges():
+    logits = torch.tensor([[2.0, 2.0, 2.0, 1.0]])
+    assert (filter_logits(logits, top_k=2).exp() > 0).sum() == 2  # equal logits do not widen the choice
+    assert (filter_logits(logits, top_k=1).exp() > 0).sum() == 1
+    assert torch.isfinite(filter_logits(logits, top_k=400)).all()
+    steep = torch.tensor([[0.0, -50.0, -90.0]])
+    assert torch.isfinite(filter_logits(steep, top_p=1.0)).all()  # all of the probability is everything
+    assert filter_logits(steep, top_p=1e-9).exp().tolist() == [[1.0, 0.0, 0.0]]
+    half = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert filter_logits(half, top_p=0.5).exp().tolist() == [[1.0, 0.0, 0.0]]
+    assert filter_logits(torch.tensor([[1e30, 0.0]])).exp().tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        (dict(temperature=0.0), "temperature"),
+        (dict(temperature=-1.0), "temperature"),
+        (dict(temperature=float("nan")), "temperature"),
+        (dict(top_k=0), "top_k"),
+        (dict(top_p=0.0), "top_p"),
+        (dict(top_p=1.1), "top_p"),
+    ],
+)
+def test_wrong_filters(wrong, field):
+    with pytest.raises(ValueError, match=f"{field}="):
+        filter_logits(torch.zeros(1, 3), **wrong)
+
+
+SAMPLING = {
+    "greedy": dict(temperature=0.0),
+    "sampled": dict(temperature=0.9, top_k=12, top_p=0.9, seed=4),
+    "hot": dict(temperature=2.0, top_k=None, seed=1),
+    "stop": dict(temperature=1.5, top_k=5, seed=3, stop=7),
+}
+
+
+@pytest.mark.parametrize("how", SAMPLING)
+@pytest.mark.parametrize("form", FORMS)
+def test_cached_equals_uncached_and_each_row_alone(form, how):
+    model = model_of(form)
+    prompts = [tokens_of(1, length, seed=length)[0] for length in (5, 1, 9)]
+    cached = generate(model, prompts, 8, **SAMPLING[how])
+    plain = generate(model, prompts, 8, use_cache=False, **SAMPLING[how])
+    seed = SAMPLING[how].get("seed", 0)
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(cached[row], plain[row])
+        assert torch.equal(cached[row][: len(prompt)], prompt)
+        alone = generate(model, [prompt], 8, **SAMPLING[how] | dict(seed=seed + row))[0]
+        assert torch.equal(alone, cached[row])
+
+
+@pytest.mark.parametrize("how", SAMPLING)
+def test_cached_equals_uncached_in_float32(how):
+    model, prompts = model_of("mla-rope", torch.float32), tokens_of(3, 4)
+    cached = generate(model, prompts, 16, **SAMPLING[how])
+    assert torch.equal(cached, generate(model, prompts, 16, use_cache=False, **SAMPLING[how]))
+
+
+@torch.no_grad()
+def test_greedy_by_hand():
+    model, text = model_of("decoupled"), tokens_of(1, 3)
+    out = generate(model, text, 6, temperature=0.0)
+    for _ in range(6):
+        text = torch.cat((text, model(text)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(out, text)
+
+
+def test_top_k_1_is_greedy():
+    model, text = model_of(), tokens_of(2, 3)
+    assert torch.equal(generate(model, text, 6, top_k=1), generate(model, text, 6, temperature=0.0))
+
+
+def test_a_rows_text_does_not_depend_on_its_neighbours():
+    model, mine = model_of(), tokens_of(1, 4)[0]
+    alone = generate(model, [mine], 8, seed=5)[0]
+    for others in ([tokens_of(1, 9)[0]], [tokens_of(1, 1)[0], tokens_of(1, 2)[0]]):
+        assert torch.equal(generate(model, [mine, *others], 8, seed=5)[0], alone)
+
+
+def test_seeds():
+    model, text = model_of(), tokens_of(1, 3).expand(2, -1)
+    out = generate(model, text, 12, temperature=2.0, seed=5)
+    assert not torch.equal(out[0], out[1])  # the same prompt twice: two stories
+    assert torch.equal(out, generate(model, text, 12, temperature=2.0, seed=5))
+    assert torch.equal(out[1], generate(model, text, 12, temperature=2.0, seed=6)[0])
+    torch.rand(3)
+    before = torch.get_rng_state()
+    generate(model, text, 2)
+    assert torch.equal(before, torch.get_rng_state())  # nobody else's random numbers are used up
+
+
+def test_samples_follow_the_distribution():
+    model, n = model_of("mha-rope", ffn="dense", vocab_size=5), 4000
+    text = tokens_of(1, 2, vocab=5)
+    drawn = generate(model, text.expand(n, -1), 1, temperature=1.3, top_k=3)[:, -1]
+    with torch.no_grad():
+        wanted = filter_logits(model(text)[:, -1], 1.3, 3).exp()[0]
+    share = torch.bincount(drawn, minlength=5) / n
+    assert (share - wanted).abs().max() < 4 * 0.5 / n**0.5
+    assert (share[wanted == 0] == 0).all()
+
+
+def favourite_after(model, text):
+    """A token that greedy generation meets, and at which step it first does."""
+    new = generate(model, text, 10, temperature=0.0)[0, text.shape[1] :].tolist()
+    return new[3], new.index(new[3])
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_stop(use_cache):
+    model, text = model_of("mla-rope"), tokens_of(1, 3)
+    stop, step = favourite_after(model, text)
+    out = generate(model, text, 10, temperature=0.0, stop=stop, use_cache=use_cache)
+    assert out.shape == (1, 3 + step + 1)
+    assert out[0, -1] == stop
+    prompts = [text[0], tokens_of(1, 5, seed=11)[0]]
+    both = generate(model, prompts, 10, temperature=0.0, stop=stop, use_cache=use_cache)
+    assert torch.equal(both[0], out[0])
+    for row, prompt in zip(both, prompts, strict=True):
+        new = row[len(prompt) :].tolist()
+        assert stop not in new[:-1]
+        assert len(new) == 10 or new[-1] == stop
+    again = tokens_of(2, 3)
+    filled = generate(model, torch.cat((text, again)), 10, temperature=0.0, stop=stop, use_cache=use_cache)
+    assert (filled[0, 3 + step :] == stop).all()  # a tensor is filled up with the stop token
+
+
+@pytest.mark.parametrize("stop", [None, 7])
+def test_on_token_tells_every_token_as_it_comes(stop):
+    model, prompts, told = model_of(), [tokens_of(1, 4)[0], tokens_of(1, 2)[0]], []
+    out = generate(model, prompts, 9, temperature=1.5, seed=3, stop=stop, on_token=told.append)
+    for row, prompt in enumerate(prompts):
+        assert [step[row] for step in told if step[row] is not None] == out[row][len(prompt) :].tolist()
+    assert len(told) == max(len(row) - len(prompt) for row, prompt in zip(out, prompts, strict=True))
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_generation_ends_at_max_seq_len(use_cache):
+    model = model_of("mha-learned")
+    assert generate(model, tokens_of(2, 20), 50, use_cache=use_cache).shape == (2, 24)
+    with pytest.raises(ValueError, match=r"25 tokens .* max_seq_len=24"):
+        generate(model, tokens_of(1, 25), 1, use_cache=use_cache)
+    with pytest.raises(ValueError, match="24 tokens leaves no room"):
+        generate(model, tokens_of(1, 24), 1, use_cache=use_cache)
+
+
+def test_no_new_tokens():
+    model, text = model_of(), tokens_of(2, 24)
+    assert torch.equal(generate(model, text, 0), text)
+    assert torch.equal(generate(model, [text[0]], 0)[0], text[0])
+
+
+def test_tensor_in_tensor_out_list_in_list_out():
+    model, text = model_of(), tokens_of(2, 3)
+    tensor, listed = generate(model, text, 4), generate(model, list(text), 4)
+    assert isinstance(tensor, torch.Tensor)
+    assert isinstance(listed, list)
+    assert torch.equal(tensor, torch.stack(listed))
+    assert tensor.dtype == torch.int64
+    assert generate(model, text.int(), 4).tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training):
+    model = model_of(dropout=0.3).train(training)
+    out = generate(model, tokens_of(2, 3), 4)
+    assert model.training == training
+    assert torch.equal(out, generate(model.eval(), tokens_of(2, 3), 4))  # no dropout while it writes
+    assert all(block.feedforward.router.load.sum() == 0 for block in model.blocks)
+    model.train()
+    with pytest.raises(RuntimeError, match="stop here"):
+        generate(model, tokens_of(1, 2), 4, on_token=lambda step: (_ for _ in ()).throw(RuntimeError("stop here")))
+    assert model.training
+    model(tokens_of(1, 4), tokens_of(1, 4)).backward()  # and training goes on after inference mode
+
+
+@pytest.mark.parametrize(
+    ("tokens", "how", "words"),
+    [
+        ([], {}, "at least one token"),
+        ([torch.tensor([], dtype=torch.long)], {}, "at least one token"),
+        ([torch.tensor([1]), torch.tensor([], dtype=torch.long)], {}, "at least one token"),
+        ([torch.tensor([37])], {}, "between 0 and 36"),
+        ([torch.tensor([-1])], {}, "between 0 and 36"),
+        ([torch.tensor([1])], dict(max_new_tokens=-1), "max_new_tokens=-1"),
+        ([torch.tensor([1])], dict(temperature=-0.5), "temperature=-0.5"),
+        ([torch.tensor([1])], dict(top_k=0), "top_k=0"),
+        ([torch.tensor([1])], dict(top_p=2.0), "top_p=2.0"),
+    ],
+)
+def test_wrong_arguments(tokens, how, words):
+    with pytest.raises(ValueError, match=words):
+        generate(model_of(), tokens, **how)
+
+
+def test_bfloat16_model_generates():
+    model = LanguageModel(config_of(), dtype=torch.bfloat16)
+    assert generate(model, tokens_of(2, 3), 5).shape == (2, 8)

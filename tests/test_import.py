@@ -1,0 +1,59 @@
+"""`import moemla` costs little, brings nothing heavy along, and has every name that it promises."""
+
+import resource
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import moemla
+
+HEAVY = ("datasets", "transformers", "matplotlib", "triton", "tokenizers", "scipy", "openai", "rich", "tyro", "pandas")
+CORE = "import moemla; moemla.LanguageModel, moemla.generate, moemla.Balancer, moemla.ModelConfig"
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def seconds(code: str) -> float:
+    """Processor time of a fresh interpreter: on a busy machine it is steadier than the clock on the wall."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_import_takes_at_most_1_3_times_as_long_as_torch():
+    codes = ("import torch", "import moemla", CORE)
+    for code in codes:  # once for the disk cache and the .pyc files
+        run(code)
+    rounds = [[seconds(code) for code in codes] for _ in range(3)]  # interleaved
+    torchs, bare, core = (statistics.median(column) for column in zip(*rounds, strict=True))
+    assert bare <= 1.3 * torchs, rounds
+    assert core <= 1.3 * torchs, rounds
+
+
+@pytest.mark.parametrize("code", ["import moemla", CORE])
+def test_nothing_heavy_comes_along(code):
+    """triton is a part of torch's own import where it is installed: what counts is what we add to that."""
+    look = f"import sys, torch; before = set(sys.modules); {code}; print(*(set(sys.modules) - before))"
+    loaded = {name.split(".")[0] for name in run(look).split()}
+    assert not loaded & set(HEAVY), loaded & set(HEAVY)
+
+
+def test_settings_need_no_torch():
+    run("import sys, moemla; moemla.ModelConfig.preset('M'); moemla.complexity; assert 'torch' not in sys.modules")
+
+
+@pytest.mark.parametrize("name", [name for name in moemla.__all__ if name != "__version__"])
+def test_every_promised_name_is_there(name):
+    assert callable(getattr(moemla, name))
+    assert name in dir(moemla)
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'Mistake'"):
+        moemla.Mistake  # noqa: B018
+    run("from moemla import LanguageModel, experts; assert callable(experts.experts)")

@@ -1,0 +1,171 @@
+"""Muon turns matrices into near-rotations, every parameter is trained exactly once, and the rate takes its course."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from moemla.config import ModelConfig
+from moemla.model import LanguageModel
+from moemla.optim import Muon, learning_rate, make_optimizers, orthogonalise, parameter_groups
+
+MICRO = dict(
+    vocab_size=300, d_model=16, n_layers=2, n_heads=2, n_experts=4, n_shared=1, top_k=2, d_expert=8, max_seq_len=32
+)
+SHAPES = [(16, 16), (8, 32), (32, 8), (1, 12), (12, 1)]
+
+
+# --- orthogonalise --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_singular_values_come_near_one(shape):
+    matrices = torch.randn(3, *shape)
+    if shape == (16, 16):  # a random square matrix has singular values close to zero, which five steps do not lift
+        matrices += 6 * torch.linalg.qr(torch.randn(16, 16)).Q
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.shape == (3, min(shape))
+    assert 0.6 < values.min() and values.max() < 1.25
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8)], ids=str)
+def test_the_directions_of_a_matrix_stay(shape):
+    """The nearest matrix with equal singular values is U V^T; the quintic steps change the values, not U and V."""
+    matrix = torch.randn(1, *shape, dtype=torch.float64)
+    u, _, vt = torch.linalg.svd(matrix[0], full_matrices=False)
+    rotated = u.T @ orthogonalise(matrix)[0] @ vt.T
+    diagonal = rotated.diagonal()
+    torch.testing.assert_close(rotated, torch.diag(diagonal), atol=1e-9, rtol=0)
+    assert (diagonal > 0.6).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_stack_is_each_matrix_alone(shape):
+    matrices = (
+        torch.randn(5, *shape, dtype=torch.float64) * torch.logspace(-3, 3, 5, dtype=torch.float64)[:, None, None]
+    )
+    alone = torch.cat([orthogonalise(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalise(matrices), alone, atol=1e-12, rtol=0)
+
+
+def test_tall_is_wide_turned_round():
+    matrix = torch.randn(2, 24, 6, dtype=torch.float64)
+    torch.testing.assert_close(orthogonalise(matrix), orthogonalise(matrix.mT).mT, atol=1e-12, rtol=0)
+
+
+def test_a_matrix_of_zeros_stays_zero():
+    assert (orthogonalise(torch.zeros(2, 4, 8)) == 0).all()  # an expert that got no token
+
+
+# --- Muon -----------------------------------------------------------------------------------------
+
+
+def test_a_muon_step_is_the_formula():
+    torch.set_default_dtype(torch.float64)
+    try:
+        weight = nn.Parameter(torch.randn(6, 10))
+        lr, decay, beta = 0.1, 0.2, 0.95
+        optimizer = Muon([weight], lr=lr, momentum=beta, weight_decay=decay)
+        expected, momentum = weight.detach().clone(), torch.zeros(6, 10)
+        for _ in range(3):
+            weight.grad = torch.randn(6, 10)
+            momentum = beta * momentum + (1 - beta) * weight.grad
+            look_ahead = (1 - beta) * weight.grad + beta * momentum
+            step = 0.2 * math.sqrt(10) * orthogonalise(look_ahead[None])[0]
+            expected = expected * (1 - lr * decay) - lr * step
+            optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_root_mean_square_of_a_step_is_adamws():
+    for rows, columns in ((64, 64), (32, 128), (128, 32)):
+        weight = nn.Parameter(torch.zeros(rows, columns))
+        weight.grad = torch.randn(rows, columns)
+        Muon([weight], lr=1.0).step()
+        assert 0.12 < weight.square().mean().sqrt() < 0.28  # 0.2, and the singular values are only near one
+
+
+def test_each_expert_of_a_stack_takes_a_step_of_its_own():
+    stack = nn.Parameter(torch.randn(3, 4, 8))
+    single = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    gradient = torch.randn(3, 4, 8) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    stack.grad = gradient
+    for parameter, part in zip(single, gradient, strict=True):
+        parameter.grad = part
+    Muon([stack], lr=0.1).step()
+    Muon(single, lr=0.1).step()
+    torch.testing.assert_close(stack.detach(), torch.stack([parameter.detach() for parameter in single]))
+
+
+def test_a_parameter_without_a_gradient_stays():
+    quiet, moved = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4, 4))
+    moved.grad = torch.randn(4, 4)
+    Muon([quiet, moved], lr=0.1, weight_decay=0.5).step()
+    assert (quiet == 1).all() and not (moved == 1).any()
+
+
+def test_muon_takes_matrices_only():
+    vector = nn.Parameter(torch.ones(4))
+    vector.grad = torch.ones(4)
+    with pytest.raises(ValueError, match=r"\(4,\)"):
+        Muon([vector]).step()
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(attention="mha", positions="learned"), dict(attention="mla-decoupled"), dict(ffn="dense"),
+     dict(tie_embeddings=False), dict(norm="rmsnorm", bias=False, activation="swiglu")],
+    ids=["mla", "mha-learned", "decoupled", "dense", "untied", "no-bias"],
+)  # fmt: skip
+def test_every_parameter_is_in_one_group(optimizer, changes):
+    model = LanguageModel(ModelConfig(**MICRO | changes))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    placed = {}
+    for one in make_optimizers(model, optimizer, lr=1e-3, weight_decay=0.1):
+        for group in one.param_groups:
+            for parameter in group["params"]:
+                assert parameter not in placed, names[parameter]
+                placed[parameter] = (type(one), group["weight_decay"])
+    assert set(placed) == set(model.parameters())
+    for parameter, (kind, decay) in placed.items():
+        name = names[parameter]
+        assert decay == (0.1 if parameter.dim() >= 2 else 0), name  # norms and biases are not pulled to zero
+        table = name.startswith(("embedding", "position", "head")) or ".router." in name
+        assert (kind is Muon) == (optimizer == "muon" and parameter.dim() >= 2 and not table), name
+
+
+def test_frozen_parameters_are_left_out():
+    model = LanguageModel(ModelConfig(**MICRO))
+    model.embedding.weight.requires_grad_(False)
+    matrices, rest = parameter_groups(model, 0.1)
+    assert all(p is not model.embedding.weight for p in [*matrices, *(p for g in rest for p in g["params"])])
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match="'sgd'.*muon.*adamw"):
+        make_optimizers(LanguageModel(ModelConfig(**MICRO)), "sgd")
+
+
+# --- the rate -------------------------------------------------------------------------------------
+
+
+def test_the_course_of_the_learning_rate():
+    how = dict(lr=2.0, min_lr=0.5, warmup=4, steps=20)
+    rates = [learning_rate(step, **how) for step in range(25)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]  # never zero, and the full rate at the end of the warm-up
+    assert rates[12] == pytest.approx((2.0 + 0.5) / 2)  # half way down
+    assert rates[20:] == [0.5] * 5
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+@pytest.mark.parametrize("warmup,steps", [(0, 1), (0, 10), (10, 10), (20, 10)])
+def test_the_rate_is_defined_at_the_edges(warmup, steps):
+    rates = [learning_rate(step, lr=1.0, min_lr=0.0, warmup=warmup, steps=steps) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)

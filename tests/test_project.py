@@ -1,0 +1,229 @@
+"""The project's own files agree with each other, and the habits of CONTRIBUTING.md are kept."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import moemla
+from tools.browser import ROOT, toc_files
+from tools.freshness import module_files
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+TORCH_OWN = re.compile(r"triton|nvidia-.*|cuda-.*|setuptools|pip|wheel")  # torch pins those of its own build
+PLAN = yaml.safe_load((ROOT / "book" / "chapters.yml").read_text())
+TOC = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+
+
+def constraints():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert all(len(pin.specifier) == 1 and next(iter(pin.specifier)).operator == "==" for pin in pins)
+    return {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
+
+
+# ---- dependencies
+
+
+def test_constraints_meet_the_ranges():
+    pins = constraints()
+    for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]:
+        wanted = Requirement(line)
+        name = canonicalize_name(wanted.name)
+        if name != "moemla" and not TORCH_OWN.fullmatch(name):
+            assert name in pins, f"{name} is in pyproject.toml and not in constraints.txt"
+            assert pins[name] in wanted.specifier, f"constraints.txt: {name}=={pins[name]}, pyproject.toml: {wanted}"
+
+
+def test_everything_that_is_installed_is_pinned():
+    pins = constraints()
+    todo = [("moemla", frozenset({"book", "test"}))]
+    seen = set()
+    while todo:
+        name, extras = todo.pop()
+        for line in requires(name) or []:
+            wanted = Requirement(line)
+            if wanted.marker and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                continue
+            entry = (canonicalize_name(wanted.name), frozenset(wanted.extras))
+            if entry in seen or TORCH_OWN.fullmatch(entry[0]):
+                continue
+            try:
+                requires(entry[0])
+            except PackageNotFoundError:
+                continue
+            seen.add(entry)
+            todo.append(entry)
+    loose = sorted({name for name, _ in seen} - set(pins) - {"moemla"})
+    assert len(seen) > 100 and loose == [], "not in constraints.txt"
+
+
+def test_conda_gets_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    makefile = (ROOT / "Makefile").read_text()
+    assert pip == ["-c constraints.txt", "-e .[book,test]"]
+    assert "-c constraints.txt -e '.[book,test]'" in makefile, "make installs something else than environment.yml"
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python"))
+    conda, own = SpecifierSet(python.removeprefix("python")), SpecifierSet(PROJECT["requires-python"])
+    assert all((f"3.{minor}" in conda) <= (f"3.{minor}" in own) for minor in range(20)) and "3.11" in conda
+
+
+def test_all_holds_every_extra():
+    assert set(EXTRAS) == {"book", "test", "gpu", "judge", "interop", "all"}
+    assert Requirement(EXTRAS["all"][0]).extras == set(EXTRAS) - {"all"}
+
+
+def test_jupyterlab_accepts_its_myst_extension():
+    """An extension made for another JupyterLab is left out without a word, and the chapters read badly."""
+    done = subprocess.run([sys.executable, "-m", "jupyter", "labextension", "list"], capture_output=True, text=True)
+    line = next(line for line in (done.stdout + done.stderr).splitlines() if "jupyterlab-myst" in line)
+    assert "enabled" in line and "OK" in line, line
+
+
+def test_importing_moemla_stays_light():
+    """Only the core: the rest is imported where it is used."""
+    heavy = [
+        "datasets",
+        "tokenizers",
+        "matplotlib",
+        "scipy",
+        "yaml",
+        "tyro",
+        "rich",
+        "transformers",
+        "openai",
+        "pandas",
+    ]
+    code = f"import sys, moemla; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+# ---- one version, one licence, one way to run
+
+
+def test_the_version_is_one():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert moemla.__version__ == citation["version"]
+    assert re.search(
+        rf"^## \[({re.escape(moemla.__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+def test_the_paper_is_cited():
+    (paper,) = yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]
+    authors = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+    assert authors == ["Sushant Mehta", "Raj Dandekar", "Rajat Dandekar", "Sreedath Panat"]
+    assert paper["year"] == 2025
+
+
+def test_licences():
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert "https://creativecommons.org/licenses/by/4.0/" in (ROOT / "LICENSE-text").read_text()
+
+
+def test_ci_calls_the_readers_two_commands():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make")] == ["make book", "make test"]
+    assert "export REQUIRE_BROWSER=1" in lines and "set -euo pipefail" in lines
+
+
+def test_contributing_names_every_target():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"`make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert {"book", "test", "lab", "lint", "format", "notebooks", "test-all"} <= targets
+    assert named == targets
+
+
+# ---- habits
+
+BIN = sys.prefix + "/bin/"
+HABITS = {
+    "ruff-check": [BIN + "ruff", "check", "."],
+    "ruff-format": [BIN + "ruff", "format", "--check", "."],
+    "codespell": [BIN + "codespell"],
+    "import-linter": [BIN + "lint-imports"],
+}
+
+
+@pytest.mark.parametrize("command", HABITS.values(), ids=HABITS)
+def test_habit(command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_the_floors_bite(tmp_path):
+    """A module that reaches up breaks the contract."""
+    package = tmp_path / "moemla"
+    package.mkdir()
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (package / "__init__.py").write_text("")
+    (package / "model.py").write_text("")
+    (package / "rope.py").write_text("")
+    command = [BIN + "lint-imports", "--no-cache"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    (package / "rope.py").write_text("def late():\n    from moemla import model\n    return model\n")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "moemla.rope" in done.stdout
+
+
+# ---- chapters: the plan, the contents, the docstrings
+
+
+def test_the_plan_is_whole():
+    assert [chapter["number"] for chapter in PLAN] == list(range(1, 20))
+    assert len({chapter["slug"] for chapter in PLAN}) == 19
+
+
+def test_the_contents_follow_the_plan():
+    planned = [f"book/{chapter['number']:02d}-{chapter['slug']}" for chapter in PLAN]
+    listed = [name for name in TOC if re.match(r"book/\d", name)]
+    assert listed == [name for name in planned if name in listed], "chapters out of order or not in book/chapters.yml"
+    missing = [name for name in TOC if not list(ROOT.glob(name + ".*"))]
+    assert missing == [], "in _toc.yml and not there"
+    written = {f"book/{path.stem}" for path in (ROOT / "book").glob("[0-9]*")}
+    assert written == set(listed)
+
+
+@pytest.mark.parametrize("chapter", PLAN, ids=[chapter["slug"] for chapter in PLAN])
+def test_a_chapters_title_is_the_planned_one(chapter):
+    path = ROOT / "book" / f"{chapter['number']:02d}-{chapter['slug']}.ipynb"
+    if path.exists():
+        first = nbformat.read(path, as_version=4).cells[0].source
+        assert first.splitlines()[0] == f"# {chapter['title']}"
+
+
+def documented():
+    """(module, name, node) of every public function and class of the library."""
+    for module, path in module_files().items():
+        if not module.split(".")[-1].startswith("_"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                    yield module, node.name, node
+
+
+PUBLIC = list(documented())
+
+
+@pytest.mark.parametrize(("module", "name", "node"), PUBLIC, ids=[f"{module}.{name}" for module, name, _ in PUBLIC])
+def test_docstring_names_its_chapter(module, name, node):
+    said = re.search(r"Built\s+in\s+chapters?\s+(\d+(?:(?:,\s*|\s+and\s+)\d+)*)", ast.get_docstring(node) or "")
+    assert said, f"moemla.{module}.{name} has no docstring with 'Built in chapter N'"
+    numbers = [int(number) for number in re.findall(r"\d+", said[1])]
+    plan = {chapter["number"]: chapter["slug"] for chapter in PLAN}
+    assert set(numbers) <= set(plan), f"moemla.{module}.{name}: there is no chapter {numbers}"
+    written = [path for n in numbers for path in (ROOT / "book").glob(f"{n:02d}-{plan[n]}.ipynb")]
+    if len(written) == len(numbers):
+        text = "\n".join(cell.source for path in written for cell in nbformat.read(path, as_version=4).cells)
+        assert re.search(rf"\b{name}\b", text), f"chapter {numbers} does not name moemla.{module}.{name}"

@@ -1,0 +1,447 @@
+"""Training learns, logs what it did, and after any interruption goes on as if nothing had happened."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moemla import data as data_module
+from moemla import training
+from moemla.balancing import Balancer
+from moemla.checkpoint import checkpoints, load
+from moemla.data import Batches, TokenShard, prepare
+from moemla.errors import DataError, MoemlaError
+from moemla.model import LanguageModel
+from moemla.optim import learning_rate, make_optimizers
+from moemla.tokenizer import Tokenizer
+from moemla.training import Progress, TrainConfig, matmul_rate, read_metrics, train, train_step
+from tests.runs import code_of, files_in, fork, make_data, micro, quick, wait_for, write_texts
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def quick_measuring(monkeypatch):
+    """The real measurement, of smaller matrices: what else it does to the run must still show."""
+    monkeypatch.setattr(training, "matmul_rate", lambda device, dtype: matmul_rate(device, dtype, 64))
+
+
+class Stop(Exception):
+    """Raised by a test from inside a run, as a process that dies."""
+
+
+def stop_after(step: int):
+    def on_progress(row):
+        if row.step >= step:
+            raise Stop
+
+    return on_progress
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def what_was_learnt(run: Path) -> list[dict]:
+    """The rows of the log without the clock's."""
+    clock = {"seconds", "tokens_per_second", "utilisation", "seconds_left"}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("changes", [{}, dict(attention="mha", ffn="dense", positions="learned")], ids=["moe", "dense"])
+def test_the_loss_falls(tmp_path, data, optimizer, changes):
+    model = train(micro(**changes), quick(60, optimizer=optimizer, log_every=5), data, tmp_path / "run")
+    losses = [row.loss for row in read_metrics(tmp_path / "run")]
+    assert losses[0] == pytest.approx(math.log(300), rel=0.1)  # a fresh model knows nothing
+    assert losses[-1] < 0.6 * losses[0]
+    assert not model.training
+    assert (read_metrics(tmp_path / "run")[-1].load_cv is None) == (changes != {})
+
+
+def test_a_step_is_the_plain_one(data):
+    """train_step against torch alone: mean loss, clipped gradients, AdamW at the given rate, the balancing rule."""
+    settings = quick(10, optimizer="adamw", clip=0.05, weight_decay=0.1)
+    batch = Batches(TokenShard(data / "train.bin"), 4, 16).batch(3)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        models.append(LanguageModel(micro()).train())
+    mine, plain = models
+    loss, norm = train_step(
+        mine, make_optimizers(mine, "adamw", lr=7.0, weight_decay=0.1), Balancer(mine), batch, 3e-3, settings
+    )
+
+    logits = plain(batch[0])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[1].flatten())
+    expected.backward()
+    grads = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(norm, grads.norm())
+    assert norm > settings.clip
+    with torch.no_grad():
+        for (name, p), q in zip(plain.named_parameters(), mine.parameters(), strict=True):
+            grad = p.grad * settings.clip / grads.norm()
+            decay = 0.1 if p.dim() >= 2 else 0
+            moved = p * (1 - 3e-3 * decay) - 3e-3 * grad / (grad.abs() + 1e-8)  # Adam's first step
+            unsure = grad.abs() < 1e-6  # where Adam's eps and rounding weigh in
+            torch.testing.assert_close(q[~unsure], moved[~unsure], atol=1e-5, rtol=1e-4, msg=name)
+    for block, other in zip(plain.blocks, mine.blocks, strict=True):
+        counts = block.feedforward.router.last.counts.float()
+        torch.testing.assert_close(other.feedforward.router.bias, 1e-3 * (counts.mean() - counts).sign())
+    assert all(p.grad is None for p in mine.parameters())
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_micro_batches_change_nothing_but_rounding(data, parts, optimizer):
+    batches = Batches(TokenShard(data / "train.bin"), 4, 16)
+    results = []
+    for micro_batches in (1, parts):
+        torch.manual_seed(0)
+        model = LanguageModel(micro(), dtype=torch.float64).train()
+        settings = quick(4, micro_batches=micro_batches, optimizer=optimizer)
+        optimizers, balancer = make_optimizers(model, optimizer, 1e-2), Balancer(model)
+        losses = [train_step(model, optimizers, balancer, batches.batch(i), 1e-2, settings)[0] for i in range(4)]
+        results.append((model.state_dict(), torch.stack(losses), balancer.counts))
+    (one, losses, counts), (many, other_losses, other_counts) = results
+    assert torch.equal(counts, other_counts) and counts.sum() == 2 * 4 * 16 * 2  # layers, rows, tokens, k
+    torch.testing.assert_close(losses, other_losses, rtol=1e-6, atol=0)
+    for name in one:
+        torch.testing.assert_close(one[name], many[name], rtol=0, atol=1e-5, msg=name)
+
+
+def test_bf16_is_autocast_and_learns(tmp_path, data):
+    model = train(micro(), quick(30, precision="bf16"), data, tmp_path / "run")
+    assert model.embedding.weight.dtype == torch.float32
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1].loss < 0.7 * rows[0].loss
+    plain = train(micro(), quick(30), data, tmp_path / "plain")
+    assert not same_weights(model, plain)
+
+
+def test_the_seed_decides(tmp_path, data):
+    one, same, other = (
+        train(micro(dropout=0.1), quick(3, seed=seed), data, tmp_path / name)
+        for name, seed in (("one", 5), ("same", 5), ("other", 6))
+    )
+    assert same_weights(one, same) and not same_weights(one, other)
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("log_every", [1, 5], ids=["each-step", "between-two-rows"])
+def test_resume_is_exact(tmp_path, data, optimizer, dropout, log_every):
+    """Twelve steps at once, and six, a death at ten, and six again: weights, log and balancing bias bit by bit."""
+    config = micro(dropout=dropout)
+    settings = quick(12, optimizer=optimizer, log_every=log_every, load_window=8, balance_rate=0.01)
+    straight = train(config, settings, data, tmp_path / "straight", checkpoint_every=6)
+    with pytest.raises(Stop):
+        train(config, settings, data, tmp_path / "cut", checkpoint_every=6, on_progress=stop_after(10))
+    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["step-00000006"]
+    assert what_was_learnt(tmp_path / "cut")[-1]["step"] == 10
+    torch.rand(17)  # another process is somewhere else with its random numbers
+    seen = []
+    resumed = train(config, settings, data, tmp_path / "cut", resume=True, checkpoint_every=6, on_progress=seen.append)
+
+    assert same_weights(straight, resumed)
+    assert what_was_learnt(tmp_path / "cut") == what_was_learnt(tmp_path / "straight")
+    assert seen[0].step == (7 if log_every == 1 else 10)
+    bias = torch.stack([block.feedforward.router.bias for block in resumed.blocks])
+    assert bias.abs().max() > 0
+    assert same_weights(load(tmp_path / "cut")[0], straight)
+    seconds = [row.seconds for row in read_metrics(tmp_path / "cut")]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    same = [(run / "checkpoints/step-00000012/optimizer.safetensors").read_bytes()
+            for run in (tmp_path / "straight", tmp_path / "cut")]  # fmt: skip
+    assert same[0] == same[1]
+
+
+def test_the_balancing_bias_is_saved_and_goes_on(tmp_path, data):
+    settings = quick(8, balance_rate=0.01)
+    with pytest.raises(Stop):
+        train(micro(), settings, data, tmp_path / "run", checkpoint_every=4, on_progress=stop_after(5))
+    saved, _ = load(tmp_path / "run")
+    bias = torch.stack([block.feedforward.router.bias for block in saved.blocks])
+    assert 0 < bias.abs().max() <= 0.04 + 1e-6
+    shown = []
+    after = train(micro(), settings, data, tmp_path / "run", resume=True, on_progress=shown.append)
+    assert [row.step for row in shown] == [5, 6, 7, 8]
+    moved = torch.stack([block.feedforward.router.bias for block in after.blocks]) - bias
+    assert 0 < moved.abs().max() <= 0.04 + 1e-6  # from there, not from zero
+
+
+def test_resume_without_a_checkpoint_starts(tmp_path, data):
+    model = train(micro(), quick(2), data, tmp_path / "empty", resume=True)
+    assert same_weights(model, train(micro(), quick(2), data, tmp_path / "plain"))
+    with pytest.raises(Stop):  # died before the first checkpoint
+        train(micro(), quick(2), data, tmp_path / "early", on_progress=stop_after(1))
+    again = train(micro(), quick(2), data, tmp_path / "early", resume=True)
+    assert same_weights(model, again) and what_was_learnt(tmp_path / "early") == what_was_learnt(tmp_path / "plain")
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path, data):
+    model = train(micro(), quick(3), data, tmp_path / "run")
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = train(micro(), quick(3), data, tmp_path / "run", resume=True)
+    assert same_weights(model, again) and (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "train.json"])
+def test_a_run_is_not_overwritten(tmp_path, data, left):
+    train(micro(), quick(2), data, tmp_path / "run")
+    if left == "metrics.jsonl":  # train.json is gone, checkpoints are not
+        (tmp_path / "run" / "train.json").unlink()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
+    with pytest.raises(MoemlaError, match="--resume"):
+        train(micro(), quick(2), data, tmp_path / "run")
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
+
+
+@pytest.mark.parametrize(
+    "model,settings,named",
+    [
+        (dict(d_expert=16), {}, "d_expert"),
+        (dict(dropout=0.1, top_k=1), {}, "dropout, top_k"),
+        ({}, dict(lr=1e-3), "lr"),
+        ({}, dict(steps=9, seed=4), "seed, steps"),
+    ],
+    ids=str,
+)
+def test_changed_settings_are_refused_by_name(tmp_path, data, model, settings, named):
+    train(micro(), quick(2), data, tmp_path / "run")
+    with pytest.raises(MoemlaError, match=rf"other settings \({named}\)"):
+        train(micro(**model), replace(quick(2), **settings), data, tmp_path / "run", resume=True)
+
+
+def test_other_data_is_refused(tmp_path, data):
+    train(micro(), quick(2), data, tmp_path / "run")
+    texts = write_texts(tmp_path)
+    texts["train"].write_text(texts["train"].read_text().replace("cat", "cow"))
+    prepare(tmp_path / "data", source="files", vocab_size=300, **texts)
+    with pytest.raises(MoemlaError, match=r"other settings \(data\)"):
+        train(micro(), quick(2), tmp_path / "data", tmp_path / "run", resume=True)
+
+
+def test_a_tokenizer_that_does_not_match_is_refused(tmp_path, data):
+    for name in ("train.bin", "data.json"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    Tokenizer.train(["A b."], 300).save(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match="tokenizer"):
+        train(micro(), quick(2), tmp_path, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"vocab_size=301.*300"):
+        train(micro(vocab_size=301), quick(2), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["train.json", "metrics.jsonl"])
+def test_a_damaged_run_is_one_clear_line(tmp_path, data, name):
+    train(micro(), quick(2), data, tmp_path / "run")
+    (tmp_path / "run" / name).write_text('{"step": 1, \n')
+    with pytest.raises(MoemlaError, match=name) as error:
+        train(micro(), quick(2), data, tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_damaged_data_json_is_one_clear_line(tmp_path, data, content):
+    for name in ("train.bin", "tokenizer.json"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(MoemlaError, match=r"data\.json") as error:
+        train(micro(), quick(2), tmp_path, tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_log(tmp_path, data):
+    settings = quick(10, log_every=4, load_window=3)
+    seen = []
+    train(micro(), settings, data, tmp_path / "run", on_progress=seen.append)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in lines] == [4, 8, 10]  # each log_every steps, and the last
+    for row in lines:
+        assert {"step", "tokens", "loss", "lr", "seconds"} <= row.keys()
+        assert row["tokens"] == row["step"] * 4 * 16
+        assert row["lr"] == learning_rate(row["step"] - 1, lr=settings.lr, min_lr=0.0, warmup=2, steps=10)
+        assert row["load_cv_floor"] == pytest.approx(math.sqrt((1 - 2 / 4) * 4 / (3 * 64 * 2)))
+        assert row["load_cv"] >= 0 and row["grad_norm"] > 0
+    assert read_metrics(tmp_path / "run") == seen
+    assert seen[-1].seconds_left == 0 and seen[0].utilisation > 0
+
+    train(micro(), replace(settings, log_every=1), data, tmp_path / "fine")
+    fine = [row.loss for row in read_metrics(tmp_path / "fine")]
+    for row, first, last in zip(lines, (0, 4, 8), (4, 8, 10), strict=True):
+        assert row["loss"] == pytest.approx(sum(fine[first:last]) / (last - first), rel=1e-6)
+
+
+def test_a_row_that_was_cut_is_dropped(tmp_path, data):
+    with pytest.raises(Stop):
+        train(micro(), quick(6), data, tmp_path / "run", checkpoint_every=2, on_progress=stop_after(5))
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "tokens": 3')
+    assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
+    train(micro(), quick(6), data, tmp_path / "run", resume=True)
+    assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_log_needs_a_run(tmp_path):
+    with pytest.raises(MoemlaError, match=r"metrics\.jsonl"):
+        read_metrics(tmp_path)
+
+
+def test_measuring_the_machine_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert matmul_rate(size=64) > 1e6
+    assert torch.equal(torch.rand(4), expected)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def poison(monkeypatch, step: int):
+    """From this step on the gradients are no numbers; the loss of the step itself still is one."""
+    real, calls = training.train_step, [0]
+
+    def broken(model, *args):
+        calls[0] += 1
+        loss, norm = real(model, *args)
+        if calls[0] >= step:
+            with torch.no_grad():
+                model.norm.weight.fill_(float("nan"))
+            norm = norm * float("nan")
+        return loss, norm
+
+    monkeypatch.setattr(training, "train_step", broken)
+
+
+@pytest.mark.parametrize("log_every,found", [(1, 5), (8, 6)])
+def test_a_loss_that_is_no_number_is_one_line_and_never_saved(tmp_path, data, monkeypatch, log_every, found):
+    poison(monkeypatch, step=5)
+    with pytest.raises(MoemlaError, match=rf"step {found} is nan.*lower --lr") as error:
+        train(micro(), quick(16, log_every=log_every), data, tmp_path / "run", checkpoint_every=3)
+    assert "\n" not in str(error.value)
+    model, _ = load(tmp_path / "run")
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000003"
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert all(math.isfinite(row.loss) for row in read_metrics(tmp_path / "run"))
+
+
+def test_a_real_divergence_is_caught(tmp_path, data):
+    """Gradients of infinite norm make weights that are no numbers."""
+    with pytest.raises(MoemlaError, match="nan|inf"):
+        train(micro(), quick(40, lr=1e30, clip=1e30, optimizer="adamw"), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        (dict(steps=0), "steps=0"),
+        (dict(steps=1.5), r"steps=1\.5"),
+        (dict(batch_size=-1), "batch_size=-1"),
+        (dict(batch_size=4, micro_batches=3), "micro_batches=3.*batch_size=4"),
+        (dict(log_every=0), "log_every=0"),
+        (dict(lr=0.0), r"lr=0\.0"),
+        (dict(lr=float("nan")), "lr=nan"),
+        (dict(clip=-1.0), r"clip=-1\.0"),
+        (dict(balance_rate=0.0), "balance_rate"),
+        (dict(warmup=-1), "warmup=-1"),
+        (dict(min_lr=-1e-3), "min_lr"),
+        (dict(weight_decay=-0.1), "weight_decay"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(optimizer="sgd"), "optimizer='sgd'.*muon, adamw"),
+        (dict(precision="fp8"), "precision='fp8'.*bf16"),
+        (dict(balance_rule="none"), "balance_rule='none'.*sign"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_named(wrong, message):
+    with pytest.raises(Exception) as error:  # beartype's own complaint about a type comes first in tests
+        TrainConfig(**wrong)
+    assert isinstance(error.value, ValueError) or "type" in type(error.value).__name__.lower()
+    if isinstance(error.value, ValueError):
+        error.match(message)
+
+
+@pytest.mark.parametrize(
+    "settings,how,message",
+    [
+        (dict(seq_len=65), {}, "seq_len=65.*max_seq_len=64"),
+        ({}, dict(checkpoint_every=-5), "checkpoint_every=-5"),
+        ({}, dict(device="cuda:99"), "device='cuda:99'"),
+        ({}, dict(device="toaster"), "device='toaster'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_leaves_no_run(tmp_path, data, settings, how, message):
+    with pytest.raises(ValueError, match=message) as error:
+        train(micro(), quick(2, **settings), data, tmp_path / "run", **how)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_text_too_short_for_a_window_leaves_no_run(tmp_path, data):
+    tokenizer = Tokenizer.load(data / "tokenizer.json")
+    for name in ("tokenizer.json", "data.json"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    data_module.write_shard(tmp_path / "train.bin", tokenizer, [[5, 6, 7]])
+    with pytest.raises(DataError, match="4 tokens"):
+        train(micro(), quick(2), tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_leaves_a_checkpoint_that_goes_on(tmp_path, data, number):
+    run, settings = tmp_path / "run", quick(20_000)
+    child = fork(lambda: train(micro(), settings, data, run, checkpoint_every=None))
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run)) >= 3)
+        os.kill(child, number)
+    finally:
+        code = code_of(child)
+    assert code == 130
+    steps = [row.step for row in read_metrics(run)]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] < 20_000
+    assert [path.name for path in checkpoints(run)] == [f"step-{steps[-1]:08d}"]
+    with pytest.raises(Stop):
+        train(micro(), settings, data, run, resume=True, on_progress=stop_after(steps[-1] + 2))
+    assert [row.step for row in read_metrics(run)] == list(range(1, steps[-1] + 3))
+
+
+def test_the_handlers_of_signals_are_given_back(tmp_path, data):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stop):
+        train(micro(), quick(2), data, tmp_path / "run", on_progress=stop_after(1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_trains_outside_the_main_thread(tmp_path, data):
+    """A notebook or a server may: signals are not ours there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, micro(), quick(2), data, tmp_path / "run").result()
+    assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert isinstance(read_metrics(tmp_path / "run")[0], Progress)

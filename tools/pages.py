@@ -1,0 +1,179 @@
+"""Writes the pages of the book that are lists: the API reference, the index of solutions, the timings.
+
+python -m tools.pages          write book/api.md, book/solutions.md, book/timings.md
+python -m tools.pages --check  say which of them are out of date, and exit with 1 if any is
+"""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK, PACKAGE = ROOT / "book", ROOT / "moemla"
+BUILT = re.compile(r"Built in chapters? (\d+)")
+BUILT_SENTENCE = re.compile(r"\s*Built in chapters? \d+[^.]*\.")
+FIRST = ("config", "rope", "cache", "attention", "latent_attention", "routing", "experts", "balancing", "moe", "model")
+
+
+def plan() -> dict[int, dict]:
+    """The chapters of the book by number; `written` where the notebook is there."""
+    chapters = yaml.safe_load((BOOK / "chapters.yml").read_text(encoding="utf-8"))
+    return {
+        c["number"]: c | {"page": page, "written": (BOOK / f"{page}.ipynb").exists()}
+        for c in chapters
+        for page in [f"{c['number']:02d}-{c['slug']}"]
+    }
+
+
+def chapter_link(number: int, chapters: dict[int, dict]) -> str:
+    """A link to a chapter, or its number and title while it is not written."""
+    chapter = chapters[number]
+    title = f"{number} {chapter['title']}"
+    return f"[{title}]({chapter['page']})" if chapter["written"] else title
+
+
+def signature(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """Names and defaults as they stand in the source, without annotations."""
+    if isinstance(node, ast.ClassDef):
+        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if inits:
+            return f"{node.name}({_arguments(inits[0].args, skip=1)})"
+        held = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        names = [f"{n.target.id}={ast.unparse(n.value)}" if n.value else n.target.id for n in held]
+        return f"{node.name}({', '.join(names)})"
+    return f"{node.name}({_arguments(node.args)})"
+
+
+def _arguments(args: ast.arguments, skip: int = 0) -> str:
+    plain = [*args.posonlyargs, *args.args]
+    defaults = [None] * (len(plain) - len(args.defaults)) + list(args.defaults)
+    shown = [_argument(a, d) for a, d in zip(plain, defaults, strict=True)][skip:]
+    shown += [f"*{args.vararg.arg}"] if args.vararg else (["*"] if args.kwonlyargs else [])
+    shown += [_argument(a, d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    return ", ".join(shown + ([f"**{args.kwarg.arg}"] if args.kwarg else []))
+
+
+def _argument(argument: ast.arg, default: ast.expr | None) -> str:
+    return argument.arg if default is None else f"{argument.arg}={ast.unparse(default)}"
+
+
+def prose(docstring: str, chapters: dict[int, dict]) -> str:
+    """A docstring as text of a page: what looks like an object becomes code, "Built in chapter N" a link."""
+
+    def quote(line: str) -> str:
+        return re.sub(r"(?<!`)\b([A-Za-z_]*\w\[[^\]]*\]|\w+_\w+(?:\.\w+)*)(?!`)", r"`\1`", line)
+
+    kept = []
+    for block in re.split(r"\n\s*\n", docstring.strip()):
+        lines = block.splitlines()
+        indented = all(line.startswith("    ") for line in lines)
+        if indented:
+            kept.append("```text\n" + "\n".join(line.removeprefix("    ") for line in lines) + "\n```")
+            continue
+        pieces = re.split(r"(`[^`]*`)", " ".join(line.strip() for line in lines))
+        safe = [p if p.startswith("`") else _escape(quote(p)) for p in pieces]
+        kept.append("".join(safe))
+    text = "\n\n".join(kept)
+    return BUILT.sub(lambda m: f"Built in chapter {chapter_link(int(m[1]), chapters)}", text)
+
+
+def _escape(text: str) -> str:
+    pieces = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_$<>\[\]{}|\\])", r"\\\1", p) for p in pieces)
+
+
+def api_page() -> str:
+    """Every public symbol of the package: signature, docstring, and the chapter that builds it."""
+    chapters = plan()
+    names = sorted(
+        (path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")),
+        key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name),
+    )
+    out = ["# API reference", ""]
+    out += [
+        "What each module holds, from its docstrings. Each entry names the chapter in which it is built by hand.",
+        "",
+    ]
+    for name in names:
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        public = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")]
+        public = [n for n in public if ast.get_docstring(n)]
+        if not public:
+            continue
+        out += [f"(api-{name})=", f"## `moemla.{name}`", "", prose(ast.get_docstring(tree) or "", chapters), ""]
+        for node in public:
+            out += [f"(api-{name}-{node.name})=", f"### `{node.name}`", ""]
+            out += ["```python", signature(node), "```", "", prose(ast.get_docstring(node), chapters), ""]
+            if isinstance(node, ast.ClassDef):
+                out += _methods(node, chapters)
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _methods(node: ast.ClassDef, chapters: dict[int, dict]) -> list[str]:
+    rows = []
+    for method in node.body:
+        if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and ast.get_docstring(method):
+            summary = ast.get_docstring(method).split("\n\n")[0]
+            rows += [f"`{method.name}`", f": {prose(BUILT_SENTENCE.sub('', summary), chapters)}", ""]
+    return rows
+
+
+def solutions_page() -> str:
+    """Every exercise of the book and where its solution is."""
+    out = ["# Exercises and solutions", "", "Each solution is folded below its exercise and has been executed.", ""]
+    for number, chapter in plan().items():
+        if not chapter["written"]:
+            continue
+        notebook = nbformat.read(BOOK / f"{chapter['page']}.ipynb", as_version=4)
+        out += [f"## Chapter {number}: {chapter['title']}", ""]
+        text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        for label, body in re.findall(r"```\{exercise\}[^\n]*\n:label: (\S+)\n(.*?)```", text, flags=re.DOTALL):
+            out += [f"- {{ref}}`{label}`: {_first_sentence(body)}"]
+        out += [""]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _first_sentence(body: str) -> str:
+    return re.split(r"(?<=[.?])\s", " ".join(body.split()).removeprefix("(Open.) "))[0]
+
+
+def timings_page() -> str:
+    """How long each notebook took when it was last executed."""
+    seconds = json.loads((BOOK / "timings.json").read_text(encoding="utf-8"))
+    out = ["# Timings", ""]
+    out += ["Seconds that each notebook took when its outputs were made, on one CPU core with one thread.", ""]
+    out += ["| notebook | seconds |", "|---|---:|"]
+    out += [
+        f"| [{page}]({page}) | {took:.0f} |"
+        for page, took in sorted(seconds.items())
+        if (BOOK / f"{page}.ipynb").exists()
+    ]
+    return "\n".join(out) + "\n"
+
+
+PAGES = {"api": api_page, "solutions": solutions_page, "timings": timings_page}
+
+
+def stale() -> list[str]:
+    """Names of the pages whose file differs from what would be written."""
+    files = {name: BOOK / f"{name}.md" for name in PAGES}
+    return [n for n, file in files.items() if not file.exists() or file.read_text(encoding="utf-8") != PAGES[n]()]
+
+
+def main() -> int:
+    if "--check" in sys.argv:
+        for name in stale():
+            print(f"book/{name}.md is out of date: run `make notebooks`")
+        return 1 if stale() else 0
+    for name, page in PAGES.items():
+        (BOOK / f"{name}.md").write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
