@@ -36,7 +36,7 @@ class TrainConfig:
     seq_len: int = 256  # tokens a sequence
     micro_batches: int = 1  # parts of a step whose gradients are summed
     optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 6e-3
+    lr: float = 1e-2
     min_lr: float = 0.0
     warmup: int = 50  # steps
     weight_decay: float = 0.1

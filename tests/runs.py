@@ -15,7 +15,7 @@ from moemla.training import TrainConfig
 NAMES = ("Tom", "Mia", "Sam", "Lily", "Ben", "Anna")
 PLACES = ("park", "forest", "garden", "shop", "river")
 STORIES = [
-    f"Once upon a time {name} went to the {place}.\nIt was sunny. \"Look!\" said {name}. {name} saw a cat and was happy."
+    f"Once upon a time {name} went to the {place}.\nIt was sunny. \"Look!\" said {name}. {name} saw a cat and was glad."
     for name in NAMES
     for place in PLACES
 ]  # fmt: skip

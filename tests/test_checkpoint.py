@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there: whatever kills the process, wherever the disk ends, the last one can be loaded."""
+"""A checkpoint is whole or not there: whatever kills the process, wherever the disk ends, the last can be loaded."""
 
 import errno
 import json

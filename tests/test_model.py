@@ -280,6 +280,21 @@ def test_dropout_in_training_only():
     assert not torch.equal(model(text), model(text))
 
 
+@pytest.mark.parametrize("how", ["moe", "dense"])
+@torch.no_grad()
+def test_dropout_falls_on_what_the_feed_forward_adds(how):
+    block = model_of("mla-rope", dropout=0.4, **HOWS[how]).blocks[0]
+    block.attention.out_proj.weight.zero_()
+    block.attention.out_proj.bias.zero_()  # nothing comes from attention now
+    x = torch.randn(2, 6, SMALL["d_model"], dtype=torch.float64)
+    whole = block.eval()(x) - x
+    kept = (block.train()(x) - x).abs() > 1e-12
+    assert 0.4 < kept.double().mean() < 0.8
+    torch.manual_seed(0)
+    added = block(x) - x
+    close(added, torch.where(added.abs() > 1e-12, whole / 0.6, 0.0), 1e-12)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_small_model_learns_by_heart(form):
     torch.manual_seed(1)

@@ -349,7 +349,7 @@ def test_a_loss_that_is_no_number_is_one_line_and_never_saved(tmp_path, data, mo
 
 def test_a_real_divergence_is_caught(tmp_path, data):
     """Gradients of infinite norm make weights that are no numbers."""
-    with pytest.raises(MoemlaError, match="nan|inf"):
+    with pytest.raises(MoemlaError, match=r"nan|inf"):
         train(micro(), quick(40, lr=1e30, clip=1e30, optimizer="adamw"), data, tmp_path / "run")
 
 

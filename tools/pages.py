@@ -105,9 +105,10 @@ def api_page() -> str:
         public = [n for n in public if ast.get_docstring(n)]
         if not public:
             continue
-        out += [f"(api-{name})=", f"## `moemla.{name}`", "", prose(ast.get_docstring(tree) or "", chapters), ""]
+        out += [f"(module-{name})=", f"## `moemla.{name}`", "", prose(ast.get_docstring(tree) or "", chapters), ""]
         for node in public:
-            out += [f"(api-{name}-{node.name})=", f"### `{node.name}`", ""]
+            anchor = f"api-{node.name}" if isinstance(node, ast.ClassDef) else f"api-{name}-{node.name}"
+            out += [f"({anchor})=", f"### `{node.name}`", ""]
             out += ["```python", signature(node), "```", "", prose(ast.get_docstring(node), chapters), ""]
             if isinstance(node, ast.ClassDef):
                 out += _methods(node, chapters)
