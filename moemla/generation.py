@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moemla.cache import Cache
 from moemla.model import LanguageModel
 
 
@@ -63,7 +64,7 @@ def generate(
 
     temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b, so a story does not depend on its
     neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is called at each step
-    with a token for each row, None for a row that has ended. Generation ends early at max_seq_len. ValueError for an
+    with a token for each row, None for a row that has ended. A row ends early at max_seq_len. ValueError for an
     empty prompt, one with no room left, or a token outside the vocabulary. Built in chapter 5.
     """
     prompts = list(tokens)
@@ -75,43 +76,42 @@ def generate(
     vocab = model.config.vocab_size
     if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
         raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
-    device = model.embedding.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    longest, limit = int(lengths.max()), model.config.max_seq_len
+    limit, longest = model.config.max_seq_len, max(map(len, prompts))
     if longest + (max_new_tokens > 0) > limit:
         raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
-    steps = min(max_new_tokens, limit - longest)
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
-    rows = torch.arange(len(prompts), device=device)
-    # One matrix holds all: row b's tokens stand at 0 .. lengths[b] - 1, whatever stands behind them is not looked at.
-    text = torch.zeros(len(prompts), longest + steps, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        text[row, : len(prompt)] = prompt.to(device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    texts = [prompt.tolist() for prompt in prompts]
+    ends = [min(len(text) + max_new_tokens, limit) for text in texts]
+    cache = model.new_cache(len(texts), max(ends)) if use_cache and max_new_tokens else None
+    active = list(range(len(texts))) if max_new_tokens else []  # the rows that still write; the cache holds just these
     was_training = model.training
     model.eval()
     try:
-        cache = model.new_cache(len(prompts), longest + steps) if use_cache and steps else None
-        ends = lengths.clone()
-        for step in range(steps):
-            last = (lengths - 1).to(device)
-            if cache is None:
-                logits = model(text[:, : int(lengths.max())], lengths=lengths)[rows, last]
-            elif step == 0:
-                logits = model(text[:, :longest], cache=cache, lengths=lengths)[rows, last]
-            else:
-                logits = model(text[rows, last][:, None], cache=cache)[:, -1]
-            drawn = _draw(logits, temperature, top_k, top_p, generators)
-            text[rows, last + 1] = drawn
-            lengths = lengths + 1
-            ends = torch.where(ended, ends, lengths)
+        while active:
+            logits = _next_logits(model, [texts[row] for row in active], cache)
+            drawn = _draw(logits, temperature, top_k, top_p, [generators[row] for row in active]).tolist()
+            for row, token in zip(active, drawn, strict=True):
+                texts[row].append(token)
             if on_token is not None:
-                on_token([None if over else token for token, over in zip(drawn.tolist(), ended.tolist(), strict=True)])
-            if stop is not None:
-                ended |= drawn.cpu() == stop
-                if bool(ended.all()):
-                    break
+                new = dict(zip(active, drawn, strict=True))
+                on_token([new.get(row) for row in range(len(texts))])
+            pairs = enumerate(zip(active, drawn, strict=True))
+            kept = [place for place, (row, token) in pairs if token != stop and len(texts[row]) < ends[row]]
+            if cache is not None and 0 < len(kept) < len(active):
+                cache.select(kept)
+            active = [active[place] for place in kept]
     finally:
         model.train(was_training)
-    out = [row[:end] for row, end in zip(text, ends.tolist(), strict=True)]
+    out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
+
+
+def _next_logits(model: LanguageModel, texts: list[list[int]], cache: Cache | None) -> Float[Tensor, "b v"]:
+    """Logits (B, V) behind each text; with a cache only of what it does not hold yet."""
+    held = cache.lengths if cache is not None else [0] * len(texts)
+    new = [torch.tensor(text[begin:]) for text, begin in zip(texts, held, strict=True)]
+    lengths = torch.tensor([len(tokens) for tokens in new])
+    device = model.embedding.weight.device
+    padded = torch.nn.utils.rnn.pad_sequence(new, batch_first=True).to(device)
+    logits = model(padded, cache=cache, lengths=lengths)
+    return logits[torch.arange(len(new), device=device), (lengths - 1).to(device)]

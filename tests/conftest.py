@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 assert "moemla" not in sys.modules, "moemla was imported before the hook that checks its signatures"
-jaxtyping.install_import_hook("moemla", "beartype.beartype")
+jaxtyping.install_import_hook("moemla", "tools.typecheck.check")
 
 import torch
 

@@ -1,6 +1,7 @@
 """Runs of a micro model on a toy text, and children that can be killed, for the tests of training and checkpoints."""
 
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
@@ -71,9 +72,16 @@ def fork(task: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def code_of(child: int) -> int:
-    """Waits for a child; its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def code_of(child: int, seconds: float = 60) -> int:
+    """Waits for a child, at last with SIGKILL; its exit code, or minus the signal that ended it."""
+    limit = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > limit:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
