@@ -10,6 +10,8 @@ import jaxtyping
 import numpy
 import pytest
 
+import tools.typecheck  # noqa: F401  (the hook takes it by its name)
+
 assert "moemla" not in sys.modules, "moemla was imported before the hook that checks its signatures"
 jaxtyping.install_import_hook("moemla", "tools.typecheck.check")
 

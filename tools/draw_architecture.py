@@ -74,7 +74,10 @@ def mixture(ax, c, x, y):
         ax.add_patch(
             Rectangle((x + 0.3, top - number * (size + gap)), size, size, fc=COLOURS["shared"], ec="#a05a82", lw=0.8)
         )
-    note = f"the router picks {c.top_k} of {c.n_experts} for each token;\na bias, moved after each step, keeps them equally busy"
+    note = (
+        f"the router picks {c.top_k} of {c.n_experts} for each token;\n"
+        "a bias, moved after each step, keeps them equally busy"
+    )
     ax.text(left, y + 0.68, note, va="top", fontsize=10, color=INK, linespacing=1.3)
     ax.text(x + 0.4, y + 1.36, f"{c.n_shared}\nshared", va="top", ha="center", fontsize=9.5, color="#8c3f6d")
 

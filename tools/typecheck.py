@@ -1,4 +1,4 @@
-"""The run-time check of shapes and types, as the import hook in conftest.py wants it: a decorator that can be imported."""
+"""The run-time check of shapes and types, a decorator that the import hook in tests/conftest.py can import."""
 
 from beartype import BeartypeConf, beartype
 
