@@ -31,7 +31,7 @@ from moemla.tokenizer import Tokenizer, replacing, why
 class TrainConfig:
     """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
 
-    steps: int = 1200
+    steps: int = 1000
     batch_size: int = 16  # sequences a step
     seq_len: int = 256  # tokens a sequence
     micro_batches: int = 1  # parts of a step whose gradients are summed
