@@ -1,11 +1,10 @@
 """Saving and resuming: whole or not at all, safetensors and JSON, no pickle.
 
-A run's folder holds `config.json`, `tokenizer.json`, `train.json`, `metrics.jsonl` and `checkpoints/step-00001200/`. A
+A run's folder holds `config.json`, `tokenizer.json`, `train.json`, `metrics.jsonl` and `checkpoints/step-00001000/`. A
 checkpoint is written under another name, flushed to the disk and renamed: whatever kills the process, the last complete
 one can be loaded.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,27 +14,9 @@ from torch import nn
 
 from moemla.config import ModelConfig
 from moemla.errors import MoemlaError
+from moemla.files import read_json, write_json
 from moemla.model import LanguageModel
-from moemla.tokenizer import Tokenizer, replacing, why
-
-
-def write_json(path: Path, value) -> None:
-    """Writes JSON whole or not at all. Built in chapter 13."""
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; MoemlaError where it is missing or damaged. Built in chapter 13."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MoemlaError(f"cannot read {path}: {why(error)}") from error
-    except ValueError as error:
-        raise MoemlaError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise MoemlaError(f"{path} is damaged: it holds no object")
-    return value
+from moemla.tokenizer import Tokenizer
 
 
 def checkpoints(run: str | os.PathLike) -> list[Path]:

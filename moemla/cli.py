@@ -137,9 +137,10 @@ class Evaluate:
     """Print one JSON object."""
 
     def __call__(self) -> None:
-        from moemla.checkpoint import load, read_json
+        from moemla.checkpoint import load
         from moemla.data import read_stories
         from moemla.evaluation import evaluate
+        from moemla.files import read_json
 
         model, tokenizer = load(self.run)
         if tokenizer is None:
@@ -149,8 +150,9 @@ class Evaluate:
             settings = read_json(facts)
             text = text or Path(settings["folder"]) / "valid.txt"
             context = settings["train"]["seq_len"] if context is None else context
-        if text is None:
-            raise MoemlaError("name the stories to score with --text FILE")
+        if text is None or not text.is_file():
+            missing = "" if text is None else f"{text} is not there from here; "
+            raise MoemlaError(f"{missing}name the stories to score with --text FILE")
         found = evaluate(model, tokenizer, read_stories(text), context)
         if self.json:
             print(json.dumps(found.to_dict()))
@@ -271,10 +273,12 @@ class LiveLine:
         self.part = 0  # twentieths of the run that have had their line
 
     def __call__(self, row) -> None:
-        load = "" if row.load_cv is None else f"  load CV {row.load_cv:.2f} (floor {row.load_cv_floor:.2f})"
+        load = ""
+        if row.load_cv is not None:
+            load = f"  load CV {row.load_cv:.2f} over {row.load_window} steps (uniform {row.load_cv_floor:.2f})"
         text = (
-            f"step {row.step}/{self.steps}  loss {row.loss:.3f}  {row.tokens_per_second:,.0f} tokens/s  "
-            f"{row.utilisation:.0%} of matmul speed{load}  {clock(row.seconds_left)} left"
+            f"step {row.step}/{self.steps}  {clock(row.seconds_left)} left  loss {row.loss:.3f}  "
+            f"{row.tokens_per_second:,.0f} tokens/s  {row.utilisation:.0%} of matmul{load}"
         )
         part = 20 * row.step // self.steps
         if self.terminal:

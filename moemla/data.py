@@ -23,7 +23,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from moemla.errors import DataError
-from moemla.tokenizer import EOT, Tokenizer, check_vocab_size, replacing, why
+from moemla.files import replacing, why
+from moemla.tokenizer import EOT, Tokenizer, check_vocab_size
 
 SEPARATOR = f"\n{EOT}\n"  # after every story of a text file
 SOURCES = ("builtin", "hub", "files")

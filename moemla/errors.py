@@ -9,4 +9,4 @@ class MoemlaError(Exception):
 
 
 class DataError(MoemlaError):
-    """Text, token shards or a tokenizer that cannot be used as they are. Built in chapter 1."""
+    """Text, token shards or a tokenizer that cannot be used as they are. Built in chapter 13."""

@@ -3,7 +3,6 @@
 11-12) between a token table and its transpose.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
 from moemla.config import ModelConfig
 from moemla.feedforward import FeedForward
+from moemla.files import replacing, write_json
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
 from moemla.losses import linear_cross_entropy
 from moemla.moe import MixtureOfExperts
@@ -189,15 +189,15 @@ class LanguageModel(nn.Module):
 
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
         """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         if self.config.tie_embeddings:
             del weights["head.weight"]  # the same storage as embedding.weight
-        save_file(weights, folder / "model.safetensors.part")
-        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with replacing(folder / "model.safetensors") as file:
+            file.write(save(weights))
+        write_json(folder / "config.json", self.config.to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")

@@ -5,17 +5,16 @@ Byte-level: every one of the 256 bytes is a token, so every text can be written 
 """
 
 import codecs
-import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, SupportsInt
+from typing import Any, SupportsInt
 
 from moemla.errors import DataError
+from moemla.files import replacing, why
 
 EOT = "<|endoftext|>"
 MIN_VOCAB = 257  # 256 bytes and EOT
@@ -26,39 +25,10 @@ GPT2_SHA256 = {
 }
 
 
-def why(error: OSError) -> str:
-    """The reason of a failed read or write in a few words. Built in chapter 1."""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return "no space left"
-    return error.strerror or str(error)
-
-
 def check_vocab_size(vocab_size: int) -> None:
     """`DataError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
     if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
         raise DataError(f"vocab_size = {vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write `path` whole or not at all: a temporary file beside it, synced, then renamed over it.
-
-    Any failure removes the temporary file and leaves an older `path` as it was; a failure of the disk
-    (no space, no permission) becomes a one-line `DataError`. Built in chapter 1.
-    """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DataError(f"cannot write {path}: {why(error)}; nothing was left half-written") from error
-        raise
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -18,13 +18,14 @@ import torch
 
 from moemla import complexity
 from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
-from moemla.checkpoint import checkpoints, load_checkpoint, read_json, save_checkpoint, write_json
+from moemla.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moemla.config import ModelConfig, require
 from moemla.data import Batches, TokenShard, check_tokenizer
 from moemla.errors import MoemlaError
+from moemla.files import read_json, replacing, why, write_json
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
-from moemla.tokenizer import Tokenizer, replacing, why
+from moemla.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,7 @@ class Progress:
     grad_norm: float
     load_cv: float | None = None
     load_cv_floor: float | None = None
+    load_window: int | None = None  # steps
 
 
 def matmul_rate(
@@ -322,6 +324,7 @@ class _Log:
             counts = torch.stack(tuple(self.window)).sum(0)
             row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
             row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
+            row.load_window = len(self.window)
         try:
             self.file.write(json.dumps(asdict(row)) + "\n")
             self.file.flush()
