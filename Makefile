@@ -55,8 +55,9 @@ browser: $(HTML)  ## the rendered book in a real Chromium; REQUIRE_BROWSER=1 fai
 test-all: $(HTML)  ## the slow tests too: long fuzzing, many kills
 	$(PYTEST) tests -n $(WORKERS) -m ''
 
-notebooks: $(STAMP)  ## execute the stale notebooks and store their outputs (FORCE=1: all)
+notebooks: $(STAMP)  ## execute the stale notebooks (FORCE=1: all), write the pages that are lists
 	$(QUIET) $(BIN)/python -m tools.execute $(if $(FORCE),--force)
+	$(BIN)/python -m tools.pages
 
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=book $(LAB)

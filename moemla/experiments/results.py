@@ -32,6 +32,7 @@ PROVENANCE = ("moemla", "git", "date", "python", "torch", "machine", "seconds", 
 _EXPERIMENT = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dot: the first dot of a file name ends it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[\s=:,'\"]))(?:~?/(?!/)|[A-Za-z]:[\\/](?!/))(?:[^\s,'\"]*[\\/])?(?=[\w.])")
+_ABOVE = re.compile(r"(?:\.\./)+(?:[^\s,'\"/]+/)*(?=[\w.])")
 
 
 class ResultError(MoemlaError):
@@ -204,7 +205,7 @@ def provenance(seconds: float, command: list[str] | None = None) -> dict[str, An
     """Versions, commit, date, machine class and command line of this process. Built in chapter 15.
 
     `machine` has the CPU's model, its cores, torch's threads and the names of the GPUs (None without one).
-    Absolute paths in the command are cut to their last part.
+    Paths in the command that are absolute or climb above the project are cut to their last part.
     """
     import torch
 
@@ -224,8 +225,13 @@ def provenance(seconds: float, command: list[str] | None = None) -> dict[str, An
         "torch": torch.__version__,
         "machine": {"cpu": _cpu(), "cores": usable, "threads": torch.get_num_threads(), "gpus": gpus},
         "seconds": round(seconds, 3),
-        "command": shlex.join(_ABSOLUTE.sub("", part) for part in command),
+        "command": shlex.join(_shorten(part) for part in command),
     }
+
+
+def _shorten(argument: str) -> str:
+    """A path that is absolute or climbs above the project, cut to its last part."""
+    return _ABOVE.sub("", _ABSOLUTE.sub("", argument))
 
 
 def _cpu() -> str:

@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 
+from tools import pages
 from tools.book_checks import checks_for, is_chapter
 from tools.browser import ROOT, toc_files
 from tools.chapter_code import load_definitions
@@ -30,6 +31,10 @@ def test_a_chapters_definitions_stand_on_their_own(path):
 def test_no_other_page_begins_with_a_digit():
     for path in (ROOT / "book").iterdir():
         assert not path.name[0].isdigit() or is_chapter(path), f"{path.name} is no chapter (NN-slug.ipynb)"
+
+
+def test_the_lists_are_up_to_date():
+    assert pages.stale() == [], "run `make notebooks`"
 
 
 def test_every_notebook_is_in_the_contents():

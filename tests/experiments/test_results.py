@@ -121,9 +121,12 @@ except ResultError as error:
 
 
 def test_provenance_says_where_from_and_names_nobody(monkeypatch):
-    origin = results.provenance(1.23456, ["/usr/local/bin/moemla", "experiment", "t2", "--data=/srv/x/stories"])
+    origin = results.provenance(
+        1.23456, ["/usr/local/bin/moemla", "experiment", "t2", "--data=/srv/x/stories", "../../y/z.txt", "runs/a"]
+    )
     assert set(origin) == set(results.PROVENANCE)
-    assert origin["command"] == "moemla experiment t2 --data=stories" and origin["seconds"] == 1.235
+    assert origin["command"] == "moemla experiment t2 --data=stories z.txt runs/a"
+    assert origin["seconds"] == 1.235
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", origin["date"])
     machine = origin["machine"]
     assert machine["cpu"] and 1 <= machine["cores"] <= os.cpu_count() and machine["threads"] >= 1
