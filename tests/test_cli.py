@@ -439,7 +439,7 @@ def test_a_reader_that_leaves_is_no_error_message(run, arguments):
 
 def row(step: int, **changes):
     values = dict(step=step, loss=2.5, tokens_per_second=12345.6, utilisation=0.4, seconds_left=3661.0)
-    return SimpleNamespace(**values | dict(load_cv=0.25, load_cv_floor=0.125) | changes)
+    return SimpleNamespace(**values | dict(load_cv=0.25, load_cv_floor=0.125, load_window=16) | changes)
 
 
 class Terminal(io.StringIO):

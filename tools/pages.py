@@ -8,6 +8,7 @@ import ast
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -33,7 +34,7 @@ def plan() -> dict[int, dict]:
 def chapter_link(number: int, chapters: dict[int, dict]) -> str:
     """A link to a chapter, or its number and title while it is not written."""
     chapter = chapters[number]
-    title = f"{number} {chapter['title']}"
+    title = f"{number}, {chapter['title']}"
     return f"[{title}]({chapter['page']})" if chapter["written"] else title
 
 
@@ -47,6 +48,13 @@ def signature(node: ast.ClassDef | ast.FunctionDef) -> str:
         names = [f"{n.target.id}={ast.unparse(n.value)}" if n.value else n.target.id for n in held]
         return f"{node.name}({', '.join(names)})"
     return f"{node.name}({_arguments(node.args)})"
+
+
+def _wrapped(line: str, width: int = 76) -> str:
+    if len(line) <= width:
+        return line
+    name, rest = line.split("(", 1)
+    return f"{name}(\n" + textwrap.fill(rest[:-1], width, initial_indent="    ", subsequent_indent="    ") + "\n)"
 
 
 def _arguments(args: ast.arguments, skip: int = 0) -> str:
@@ -109,7 +117,7 @@ def api_page() -> str:
         for node in public:
             anchor = f"api-{node.name}" if isinstance(node, ast.ClassDef) else f"api-{name}-{node.name}"
             out += [f"({anchor})=", f"### `{node.name}`", ""]
-            out += ["```python", signature(node), "```", "", prose(ast.get_docstring(node), chapters), ""]
+            out += ["```python", _wrapped(signature(node)), "```", "", prose(ast.get_docstring(node), chapters), ""]
             if isinstance(node, ast.ClassDef):
                 out += _methods(node, chapters)
     return "\n".join(out).rstrip() + "\n"
@@ -126,7 +134,11 @@ def _methods(node: ast.ClassDef, chapters: dict[int, dict]) -> list[str]:
 
 def solutions_page() -> str:
     """Every exercise of the book and where its solution is."""
-    out = ["# Exercises and solutions", "", "Each solution is folded below its exercise and has been executed.", ""]
+    out = ["# Exercises", ""]
+    out += [
+        "All exercises of the book. Each leads to its place; its solution is folded below it and has been executed.",
+        "",
+    ]
     for number, chapter in plan().items():
         if not chapter["written"]:
             continue
@@ -134,13 +146,9 @@ def solutions_page() -> str:
         out += [f"## Chapter {number}: {chapter['title']}", ""]
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         for label, body in re.findall(r"```\{exercise\}[^\n]*\n:label: (\S+)\n(.*?)```", text, flags=re.DOTALL):
-            out += [f"- {{ref}}`{label}`: {_first_sentence(body)}"]
+            out += [f"- {{ref}}`{label}`: {' '.join(body.split())}"]
         out += [""]
     return "\n".join(out).rstrip() + "\n"
-
-
-def _first_sentence(body: str) -> str:
-    return re.split(r"(?<=[.?])\s", " ".join(body.split()).removeprefix("(Open.) "))[0]
 
 
 def timings_page() -> str:
