@@ -37,6 +37,7 @@ book: $(HTML)  ## render the book from its committed outputs; warnings are error
 $(HTML): $(STAMP) $(BOOK)
 	@rm -f $@
 	$(BIN)/jupyter-book build . -n -W --keep-going -q || { rm -rf _build/.doctrees; exit 1; }
+	@cp -R book/_static/. _build/html/_static/  # Sphinx forgets them where no page has changed
 	@touch $@
 
 test: unit nbval browser  ## everything that CI runs: unit tests and lint, the book's cells, the book in a browser

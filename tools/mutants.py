@@ -1,0 +1,297 @@
+"""The museum of wrong versions: each is a patch of a line or two to the library that still runs, and must be caught.
+
+python -m tools.mutants            try every mutant on a copy, print the table, exit with 1 if one survives
+python -m tools.mutants NAME ...   only these
+python -m tools.mutants --write    try all and keep the table as book/mutants.md
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CARRIED = ("moemla", "tests", "tools", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """What goes wrong (`story`), where, and the tests that should notice. `old` stands in the module exactly once."""
+
+    name: str
+    story: str
+    module: str
+    old: str
+    new: str
+    tests: str
+    only: str = ""  # pytest -k
+
+
+MUSEUM = (
+    Mutant(
+        "bias-in-gate",
+        "The balancing bias flows into the gate's value, and so into the output and its gradient.",
+        "routing",
+        "gate = plain.gather(-1, index)",
+        "gate = biased.gather(-1, index)",
+        "test_routing.py",
+    ),
+    Mutant(
+        "bias-per-micro-batch",
+        "The bias moves after each micro-batch instead of once a step.",
+        "training",
+        "        loss.backward()\n",
+        "        loss.backward()\n        balancer.step()\n",
+        "test_training.py",
+        "micro",
+    ),
+    Mutant(
+        "counts-twice-under-checkpointing",
+        "Activation checkpointing repeats the forward pass, and the tokens are counted again.",
+        "routing",
+        "if self.training and not repeated",
+        "if self.training",
+        "test_routing.py test_moe.py test_model.py",
+        "checkpoint or count",
+    ),
+    Mutant(
+        "counted-in-eval",
+        "Validation batches move the bias.",
+        "routing",
+        "if self.training and not repeated",
+        "if not repeated",
+        "test_routing.py",
+    ),
+    Mutant(
+        "softmax-after-top-k",
+        "The gates are a softmax over the chosen logits instead of the chosen scores over their sum.",
+        "routing",
+        "gate = plain.gather(-1, index)",
+        "gate = logits.gather(-1, index).softmax(-1)",
+        "test_routing.py",
+    ),
+    Mutant(
+        "latent-rotated",
+        "The rotation is left out after the heads are rebuilt from the cache: positions live in the query only.",
+        "latent_attention",
+        "k = self._rotate(self._heads(self.k_up(k_latent.squeeze(1))))  # slot s holds position s",
+        "k = self._heads(self.k_up(k_latent.squeeze(1)))",
+        "test_latent_attention.py",
+    ),
+    Mutant(
+        "rope-layouts-mixed",
+        "Interleaved pairs are turned as if they were halves.",
+        "rope",
+        "first, second = x[..., 0::2], x[..., 1::2]",
+        "first, second = x.chunk(2, dim=-1)",
+        "test_rope.py",
+    ),
+    Mutant(
+        "cache-advanced-twice",
+        "A step is counted twice, so the next token lands one slot too far.",
+        "model",
+        "cache.advance(steps if lengths is None else lengths.tolist())",
+        "cache.advance(steps if lengths is None else lengths.tolist()); cache.advance(1)",
+        "test_model.py test_generation.py",
+    ),
+    Mutant(
+        "padding-counted",
+        "Padding is routed and counted like a token.",
+        "routing",
+        "        one = one * valid[:, None]\n",
+        "",
+        "test_routing.py",
+    ),
+    Mutant(
+        "padding-gated",
+        "Padding gets experts.",
+        "routing",
+        "        gate = gate * valid[:, None]\n",
+        "",
+        "test_routing.py",
+    ),
+    Mutant(
+        "padding-in-the-loss",
+        "Targets at padding are scored.",
+        "model",
+        "targets = targets.masked_fill(~valid, -1)",
+        "pass",
+        "test_model.py",
+    ),
+    Mutant(
+        "position-off-by-one-after-prefill",
+        "The first generated token gets the position of the last prompt token.",
+        "cache",
+        "return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)",
+        "return (torch.tensor(rows, device=device)[:, None] - (steps == 1)).clamp(min=0) + "
+        "torch.arange(steps, device=device)",
+        "test_attention.py test_latent_attention.py",
+    ),
+    Mutant(
+        "router-in-bfloat16",
+        "Router and bias follow .bfloat16(): an update of 0.001 to a bias near 1 vanishes.",
+        "routing",
+        "narrow = moved.is_floating_point() and moved.element_size() < 4",
+        "narrow = False",
+        "test_routing.py",
+    ),
+    Mutant(
+        "mask-off-by-one",
+        "A token does not see itself.",
+        "cache",
+        "slots <= self.cache.positions",
+        "slots < self.cache.positions",
+        "test_cache.py test_attention.py",
+    ),
+    Mutant(
+        "no-mask",
+        "Training looks ahead.",
+        "attention",
+        "causal = mask is None and q.shape[2] > 1",
+        "causal = False",
+        "test_attention.py",
+    ),
+    Mutant(
+        "absorbed-without-bias",
+        "The absorbed form forgets the bias of W^Vr.",
+        "latent_attention",
+        "value if v_up.bias is None else value + v_up.bias",
+        "value",
+        "test_latent_attention.py",
+    ),
+    Mutant(
+        "absorbed-under-dropout",
+        "The absorbed form is used where dropout makes it wrong.",
+        "latent_attention",
+        "if absorb and lossy",
+        "if False",
+        "test_latent_attention.py",
+    ),
+    Mutant(
+        "wrong-scale",
+        "The decoupled form scales by the width without the rotated part.",
+        "latent_attention",
+        "(d_nope + rope.width) ** -0.5",
+        "d_nope**-0.5",
+        "test_latent_attention.py",
+    ),
+    Mutant(
+        "algorithm-1-mended",
+        "Algorithm 1 with the target k/N_r, which is not what is printed.",
+        "balancing",
+        "1 / len(bias))",
+        "top_k / len(bias))",
+        "test_balancing.py",
+    ),
+    Mutant(
+        "counts-never-forgotten",
+        "The load is summed over the whole run instead of a step.",
+        "balancing",
+        "            router.load.zero_()\n",
+        "",
+        "test_balancing.py",
+    ),
+    Mutant(
+        "gate-applied-twice",
+        "The gate weighs hidden activations and outputs.",
+        "experts",
+        "(hidden @ second) * weight[:, None])",
+        "(hidden @ second) * weight[:, None] * weight[:, None])",
+        "test_experts.py",
+    ),
+    Mutant(
+        "wrong-token",
+        "The sorted slots are mapped back to the wrong tokens.",
+        "experts",
+        "(order // top_k)",
+        "(order % len(x))",
+        "test_experts.py",
+    ),
+    Mutant(
+        "residual-scale",
+        "Matrices that write to the residual stream are not made smaller at the start.",
+        "model",
+        "INIT_STD / (2 * self.config.n_layers) ** 0.5",
+        "INIT_STD",
+        "test_model.py",
+    ),
+    Mutant(
+        "one-seed-for-all",
+        "All rows of a batch draw the same random numbers.",
+        "generation",
+        "manual_seed(seed + row)",
+        "manual_seed(seed)",
+        "test_generation.py",
+    ),
+    Mutant(
+        "loss-over-padding",
+        "Ignored targets count in the mean.",
+        "losses",
+        "count = valid.sum().clamp(min=1)",
+        "count = torch.tensor(len(targets))",
+        "test_losses.py",
+    ),
+)
+
+
+def attempt(mutant: Mutant) -> tuple[bool, str]:
+    """Applies the patch to a copy and runs the tests: (caught, the first test that failed or what happened instead)."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in CARRIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        path = copy / "moemla" / f"{mutant.module}.py"
+        text = path.read_text(encoding="utf-8")
+        if text.count(mutant.old) != 1:
+            return (
+                False,
+                f"the patch does not fit: its text stands {text.count(mutant.old)} times in {mutant.module}.py",
+            )
+        path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=no"]
+        command += [f"tests/{name}" for name in mutant.tests.split()] + (["-k", mutant.only] if mutant.only else [])
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if done.returncode == 1 and failed and failed[0].startswith("FAILED"):
+            return True, failed[0].removeprefix("FAILED tests/").split(" - ")[0]
+        return False, failed[0] if failed else f"no test failed (pytest ended with {done.returncode})"
+
+
+def page(rows: list[tuple[Mutant, bool, str]]) -> str:
+    """The table as a page of the book."""
+    out = ["# A museum of wrong versions", ""]
+    out += [
+        "Each row is a patch of a line or two to the library. The patched library imports, runs and trains; at least",
+        "",
+    ]
+    out[-2] += " one test fails on it. `make mutants` tries them all again."
+    out += ["| what goes wrong | module | noticed by |", "|---|---|---|"]
+    for mutant, _, test in rows:
+        out.append(f"| {mutant.story} | `{mutant.module}` | `{test.split('[')[0].replace('::', ' ')}` |")
+    return "\n".join(out) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    wanted = [name for name in arguments if not name.startswith("--")]
+    rows = []
+    for mutant in MUSEUM:
+        if wanted and mutant.name not in wanted:
+            continue
+        caught, test = attempt(mutant)
+        rows.append((mutant, caught, test))
+        print(f"{'caught  ' if caught else 'SURVIVED'} {mutant.name:36} {test}", flush=True)
+    survivors = sum(not caught for _, caught, _ in rows)
+    print(f"{len(rows) - survivors} of {len(rows)} mutants caught")
+    if "--write" in arguments and not survivors and not wanted:
+        (ROOT / "book" / "mutants.md").write_text(page(rows), encoding="utf-8")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
