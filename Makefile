@@ -16,7 +16,7 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup book test test-all unit nbval browser notebooks lab lint format screenshots clean
+.PHONY: help setup book test test-all unit nbval browser mutants notebooks lab lint format screenshots clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ browser: $(HTML)  ## the rendered book in a real Chromium; REQUIRE_BROWSER=1 fai
 
 test-all: $(HTML)  ## the slow tests too: long fuzzing, many kills
 	$(PYTEST) tests -n $(WORKERS) -m ''
+
+mutants: $(STAMP)  ## try each wrong version of the museum: all must be caught; keeps the table in book/mutants.md
+	$(QUIET) $(BIN)/python -m tools.mutants --write
 
 notebooks: $(STAMP)  ## execute the stale notebooks (FORCE=1: all), write the pages that are lists
 	$(QUIET) $(BIN)/python -m tools.execute $(if $(FORCE),--force)
