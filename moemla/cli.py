@@ -225,7 +225,7 @@ class Experiment:
     """
 
     name: tyro.conf.Positional[Literal["ten-minutes"]]
-    scale: Literal["smoke", "cpu", "gpu", "paper"] = "smoke"
+    scale: Literal["smoke", "cpu"] = "smoke"
     """How much of it: smoke takes seconds; cpu is meant for two cores."""
     folder: Path = Path("results")
     """Where results are kept, one JSON file each."""
@@ -236,7 +236,7 @@ class Experiment:
     def __call__(self) -> None:
         from moemla.experiments import ten_minutes
 
-        line = LiveLine(ten_minutes.SCALES.get(self.scale, {}).get("steps", 1))
+        line = LiveLine(ten_minutes.SCALES[self.scale]["steps"])
         try:
             found = ten_minutes.run(self.scale, self.folder, self.train, self.valid, on_progress=line)
         finally:

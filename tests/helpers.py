@@ -59,3 +59,18 @@ def close(a, b, tolerance: float, scale: float = 1.0) -> None:
         limit = tolerance * max(scale, b.detach().abs().max().item())
         worst = (a.detach() - b.detach()).abs().max().item()
         assert worst <= limit, f"they differ by {worst:.2e}, allowed {limit:.2e}"
+
+
+def assert_causal(layer, width, steps, place, seed):
+    """Outputs before `place` neither change with what stands there nor have a slope to it; the others do."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, steps, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    other = x.detach().clone()
+    other[:, place:] = torch.randn(1, steps - place, width, generator=generator, dtype=torch.float64) * 100
+    changed = layer(other)
+    assert torch.equal(changed[:, :place], out[:, :place])
+    assert not torch.equal(changed[:, place], out[:, place])
+    (slope,) = torch.autograd.grad(out[:, place - 1].square().sum(), x)
+    assert slope[:, place:].abs().max() == 0
+    assert (slope[:, :place].abs().amax(-1) > 0).all()

@@ -16,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from moemla.errors import MoemlaError
+from moemla.errors import DataError, MoemlaError
+from moemla.files import replacing, why
 
 SCHEMA = 1
 WORK = ".work"  # scratch folders of unfinished cells
@@ -104,20 +104,14 @@ def write(result: Result, folder: str | Path) -> Path:
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     path = folder / f"{result.experiment}.{result.name}.json"
-    temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".part", delete=False) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # temporary files are private, results are not
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise ResultError(f"cannot write {path}: {error.strerror}") from error
+        raise ResultError(f"cannot write {path}: {why(error)}") from error
+    except DataError as error:
+        raise ResultError(str(error)) from error
     return path
 
 

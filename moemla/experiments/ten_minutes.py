@@ -18,6 +18,7 @@ from moemla.config import ModelConfig
 from moemla.data import DEFAULT_STORIES, VALID_STORIES, TokenShard, prepare, read_stories
 from moemla.evaluation import agreement_accuracy, bits_per_byte, evaluate, shuffle_sentences
 from moemla.experiments.results import Result, run_cells
+from moemla.files import read_json
 from moemla.generation import generate
 from moemla.ngrams import NGram
 from moemla.stories import stories
@@ -36,7 +37,6 @@ def run(
     train_text: str | Path | None = None,
     valid_text: str | Path | None = None,
     on_progress=None,
-    report=None,
 ) -> list[Result]:
     """Trains `tiny` moe-mla-rope with the defaults and measures it; a result in `folder`. Built in chapter 5.
 
@@ -58,23 +58,21 @@ def run(
         train(config, how, data, out, resume=True, on_progress=on_progress)
         return measure(out, data) | {"data_hash": facts["hash"], "training": asdict(how)}
 
-    return run_cells(EXPERIMENT, [cell], work, folder, report)
+    return run_cells(EXPERIMENT, [cell], work, folder)
 
 
 def measure(run: str | Path, data: str | Path) -> dict[str, Any]:
     """All figures of a finished run on prepared data, and twenty stories that it writes. Built in chapter 5."""
-    import json
-
     run, data = Path(run), Path(data)
     model, tokenizer = load(run)
     last = read_metrics(run)[-1]
-    settings = json.loads((run / "train.json").read_text(encoding="utf-8"))
+    settings = read_json(run / "train.json")
     context = settings["train"]["seq_len"]
     texts = list(read_stories(data / "valid.txt"))
     scored = evaluate(model, tokenizer, texts, context)
     found: dict[str, Any] = {"seconds": last.seconds, "tokens_seen": last.tokens, "final_loss": last.loss}
     found |= scored.to_dict() | {"counted_bits_per_byte": counted(data, scored.bytes)}
-    if json.loads((data / "data.json").read_text(encoding="utf-8"))["settings"]["source"] == "builtin":
+    if read_json(data / "data.json")["settings"]["source"] == "builtin":
         shuffled = [shuffle_sentences(text, seed) for seed, text in enumerate(texts)]
         found["shuffled_bits_per_byte"] = evaluate(model, tokenizer, shuffled, context).bits_per_byte
         marked = list(stories(VALID_STORIES, start=settings["splits"]["train"]["stories"]))[:200]
