@@ -39,6 +39,7 @@ _MODULES = (
         "complexity",
         "config",
         "data",
+        "devices",
         "evaluation",
         "experiments",
         "experts",

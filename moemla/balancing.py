@@ -3,15 +3,18 @@ of balance.
 
 The rules take a bias (E,), the step's counts (E,) and a rate, and return the next bias. `counts` sums to T k for T
 tokens: each token is counted at each of its k experts, so a balanced expert holds the share k / E of the tokens.
-Algorithm 1 prints the target 1 / N_r.
+Algorithm 1 prints the target 1 / N_r. The quantile rule takes a histogram of scores in place of counts.
+
+The losses that such rules replace are here too, to compare with.
 """
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moemla.routing import Router
+from moemla.routing import Router, Routing
 
 
 def sign_rule(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
@@ -46,7 +49,41 @@ def equation_4(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, r
     return proportional_rule(torch.zeros_like(bias), counts, top_k, rate)
 
 
-RULES = {"sign": sign_rule, "proportional": proportional_rule, "algorithm-1": algorithm_1, "equation-4": equation_4}
+def quantile_rule(
+    bias: Float[Tensor, "e"], margins: Int[Tensor, "e bins"], top_k: int, rate: float
+) -> Float[Tensor, "e"]:
+    """Goes the share `rate` of the way to the bias with which each expert would have had k / E of the step's tokens,
+    the others standing still; mean 0. Built in chapter 8.
+
+    margins: `routing.margin_histogram` under this bias. Quantile balancing (J. Su, kexue.fm/archives/11619; Kimi K3's
+    report, section 2.3.3): no step to choose.
+    """
+    bins, spread = margins.shape[1], bias.max() - bias.min() + 2
+    below = margins.cumsum(1).to(bias.dtype)
+    wanted = below[:, -1:] * (top_k / len(bias))
+    place = torch.searchsorted(below, wanted).clamp(max=bins - 1)  # the bin in which the quantile lies
+    inside = margins.gather(1, place)
+    part = (wanted - below.gather(1, place) + inside) / inside.clamp(min=1)
+    target = bias.min() - 1 + (place + part).squeeze(1) * spread / bins
+    moved = bias + rate * (target - bias)
+    return moved - moved.mean()
+
+
+def no_rule(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
+    """The bias as it is: for a run balanced by a loss, or not at all. Built in chapter 8."""
+    return bias
+
+
+RULES = {
+    "sign": sign_rule,
+    "proportional": proportional_rule,
+    "algorithm-1": algorithm_1,
+    "equation-4": equation_4,
+    "quantile": quantile_rule,
+    "none": no_rule,
+}
+# Where none is given: 2408.15664's; ten times that for Algorithm 1 (audit A27: it does not balance below 0.01).
+RATES = {"sign": 1e-3, "proportional": 1e-3, "algorithm-1": 1e-2, "equation-4": 1e-2, "quantile": 1.0, "none": 1.0}
 
 
 class Balancer:
@@ -54,32 +91,73 @@ class Balancer:
 
     Call `step()` once after each optimizer step: it takes the counts of all training passes since the last call
     (micro-batches included), sums them over the ranks with one all-reduce where torch.distributed runs, and applies the
-    rule. ValueError for an unknown rule or a rate that is not positive; a model without routers is balanced by doing
-    nothing.
+    rule. `rate` None is the rule's own (`RATES`). ValueError for an unknown rule or a rate that is not positive; a
+    model without routers is balanced by doing nothing.
     """
 
-    def __init__(self, model: nn.Module, rule: str = "sign", rate: float = 1e-3):
+    def __init__(self, model: nn.Module, rule: str = "sign", rate: float | None = None):
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
+        rate = RATES[rule] if rate is None else rate
         if not rate > 0:
             raise ValueError(f"rate={rate!r}: must be above 0")
+        if rule == "quantile" and rate > 1:
+            raise ValueError(f"rate={rate!r}: the quantile rule goes a share of the way, at most 1")
         self.routers = [module for module in model.modules() if isinstance(module, Router)]
         self.rule, self.rate = rule, rate
-        self.counts: Int[Tensor, "l e"] | None = None  # of the last step, for the log
+        self.counts: list[Tensor] | None = None  # (E,) of each router in the last step, for the log
+        for router in self.routers:
+            router.watch_margins(rule == "quantile")
 
     @torch.no_grad()
     def step(self) -> None:
         """Applies the rule to every router and forgets the counts. Routers that saw no token keep their bias."""
         if not self.routers:
             return
-        counts = torch.stack([router.load for router in self.routers])  # (L, E)
+        seen = [router.load if router.margins is None else router.margins for router in self.routers]
+        seen += [router.load for router in self.routers]
+        flat = torch.cat([tensor.flatten() for tensor in seen])  # for one all-reduce, whatever the number of layers
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-        for router, load in zip(self.routers, counts, strict=True):
-            updated = RULES[self.rule](router.bias, load, router.top_k, self.rate)
+            dist.all_reduce(flat)
+        parts = [part.view_as(like) for part, like in zip(flat.split([t.numel() for t in seen]), seen, strict=True)]
+        self.counts = parts[len(self.routers) :]
+        for router, evidence, load in zip(self.routers, parts, self.counts):  # noqa: B905  (evidence comes first)
+            updated = RULES[self.rule](router.bias, evidence, router.top_k, self.rate)
             router.bias.copy_(torch.where(load.sum() > 0, updated, router.bias))
-            router.load.zero_()
-        self.counts = counts
+            router.forget()
+
+
+def switch_loss(routing: Routing, sequences: int = 1) -> Float[Tensor, ""]:
+    """The auxiliary loss of arXiv 2101.03961, eq. 4: E sum_e f_e P_e, 1 when the load is uniform. Built in chapter 8.
+
+    f_e is the share of the T k slots that expert e got (divided by k: else uniform routing gives k), P_e its mean
+    probability; sigmoid scores are first divided by their sum. sequences: into how many equal rows the N tokens fall;
+    the loss is then taken for each and averaged (DeepSeek-V3's sequence-wise loss). Padding counts for nothing.
+    """
+    n_experts, top_k = routing.probabilities.shape[1], routing.index.shape[1]
+    tokens = len(routing.index)
+    if sequences < 1 or tokens % sequences:
+        raise ValueError(f"sequences={sequences}: must divide the {tokens} tokens")
+    valid = torch.ones(tokens, 1, device=routing.index.device) if routing.valid is None else routing.valid[:, None]
+    valid = valid.to(routing.probabilities.dtype)
+    taken = torch.zeros_like(routing.probabilities).scatter(1, routing.index, 1.0) * valid
+    chance = routing.probabilities / routing.probabilities.sum(-1, keepdim=True) * valid
+    taken, chance, count = (rearrange(part, "(s t) e -> s t e", s=sequences).sum(1) for part in (taken, chance, valid))
+    count = count.clamp(min=1)
+    each = n_experts * ((taken / (count * top_k)) * (chance / count)).sum(-1)
+    seen = valid.view(sequences, -1).amax(1)  # a row of nothing but padding has no loss
+    return (each * seen).sum() / seen.sum().clamp(min=1)
+
+
+def z_loss(routing: Routing) -> Float[Tensor, ""]:
+    """Mean squared log-sum-exp of the router's logits (arXiv 2202.08906, eq. 5), without padding. Built in chapter 8.
+
+    Keeps logits small, so that 16-bit neighbours do not round them apart.
+    """
+    each = routing.logits.logsumexp(-1).square()
+    if routing.valid is None:
+        return each.mean()
+    return (each * routing.valid).sum() / routing.valid.sum().clamp(min=1)
 
 
 def coefficient_of_variation(counts: Tensor) -> float:
@@ -87,7 +165,7 @@ def coefficient_of_variation(counts: Tensor) -> float:
 
     Depends on the window: see `noise_floor`. Built in chapter 8.
     """
-    load = counts.double()
+    load = counts.cpu().double()
     return (load.std(correction=0) / load.mean().clamp(min=1e-12)).item()
 
 
@@ -101,7 +179,7 @@ def noise_floor(n_experts: int, top_k: int, tokens: int) -> float:
 
 def max_violation(counts: Tensor) -> float:
     """MaxVio of arXiv 2408.15664: the largest load over the mean, minus one. Built in chapter 8."""
-    load = counts.double()
+    load = counts.cpu().double()
     return (load.max() / load.mean().clamp(min=1e-12) - 1).item()
 
 
@@ -110,7 +188,7 @@ def load_entropy(counts: Tensor) -> float:
 
     Built in chapter 8.
     """
-    share = counts.double() / counts.sum().clamp(min=1)
+    share = counts.cpu().double() / counts.sum().cpu().clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum()
     return (entropy / torch.tensor(float(max(2, len(counts)))).log()).item()
 

@@ -50,6 +50,8 @@ def parameters(config: Any) -> Parameters:
     d, layers = config.d_model, config.n_layers
     token = config.vocab_size * d
     position = config.max_seq_len * d if config.positions == "learned" else 0
+    if getattr(config, "rope_learnable", False):  # one frequency for each pair of dimensions, shared by the layers
+        position = (config.d_rope if config.attention == "mla-decoupled" else config.d_head) // 2
     head = 0 if config.tie_embeddings else config.vocab_size * d
     attention = layers * (sum(i * o for i, o in attention_matrices(config)) + _attention_extras(config))
     norms = (2 * layers + 1) * d * (2 if config.norm == "layernorm" and config.bias else 1)

@@ -19,7 +19,7 @@ CHOICES = {
     "scores": ("sigmoid", "softmax"),
     "norm": ("layernorm", "rmsnorm"),
     "activation": ("gelu", "swiglu"),
-    "backend": ("masked", "loop"),
+    "backend": ("auto", "masked", "loop", "grouped", "gather"),
     "reading": ("working", "literal"),
 }
 CACHES = {"mha": ("kv",), "mla": ("latent", "hybrid"), "mla-decoupled": ("joint",)}  # first: the default
@@ -35,7 +35,7 @@ SIZES = {
 ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
 VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
 MATCHES = ("parameters", "active", "literal", "flops")
-ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which grouped products on a GPU ask for
+ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which fast products on a GPU ask for
 
 
 def require(condition: bool, field: str, value: Any, right: str) -> None:
@@ -76,6 +76,7 @@ class ModelConfig:
     positions: str = "rope"
     rope_theta: float = 10000.0
     rope_layout: str = "halves"
+    rope_learnable: bool = False  # frequencies as parameters, as the text above eq. 9 has them
     ffn: str = "moe"
     d_ff: int | None = None  # 4 d_model
     n_experts: int = 62
@@ -91,7 +92,7 @@ class ModelConfig:
     bias: bool = True  # in attention, dense feed-forward and LayerNorm; experts and router have none
     tie_embeddings: bool = True
     dropout: float = 0.0
-    backend: str = "masked"
+    backend: str = "auto"  # how routed experts are computed, see experts.py
     reading: str = "working"
 
     def __post_init__(self):
@@ -109,6 +110,9 @@ class ModelConfig:
 
         for name in ("d_model", "n_heads"):
             self._positive(name)
+        near = self.d_model // ROW * ROW
+        right = f"must be a multiple of {ROW} (rows of 16 bytes in 16-bit types), such as {max(near, ROW)}"
+        require(self.d_model % ROW == 0, "d_model", self.d_model, right)
         if self.d_head is None:
             right = f"the heads must divide d_model={self.d_model}, or d_head must be given"
             require(self.d_model % self.n_heads == 0, "n_heads", self.n_heads, right)
@@ -136,7 +140,7 @@ class ModelConfig:
                 value = getattr(self, field.name)
                 number = isinstance(value, int | float) and not isinstance(value, bool)
                 require(number and math.isfinite(value), field.name, value, "must be a finite number")
-        for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings"):
+        for name in ("rope_learnable", "renormalise", "bias_in_gate", "bias", "tie_embeddings"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
         whole = isinstance(self.n_shared, int) and not isinstance(self.n_shared, bool)
         require(whole and self.n_shared >= 0, "n_shared", self.n_shared, "must be a whole number of 0 or more")
@@ -158,6 +162,8 @@ class ModelConfig:
             name = "d_rope" if self.attention == "mla-decoupled" else "d_head"
             width = getattr(self, name)
             require(width % 2 == 0, name, width, "RoPE turns pairs of dimensions: the width must be even")
+        learnable = self.rope_learnable
+        require(not learnable or self.positions == "rope", "rope_learnable", learnable, "only positions='rope' has any")
         allowed = CACHES[self.attention]
         right = f"attention={self.attention!r} can keep {' or '.join(allowed)}"
         require(self.cache in allowed, "cache", self.cache, right)

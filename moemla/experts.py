@@ -1,19 +1,23 @@
 """Routed experts: one function, several ways to compute it, all equal.
 
-    y_n = sum over the chosen experts e of  gate[n, e] * W_out[e]^T act(W_in[e]^T x_n)          (eq. 2)
+y_n = sum over the chosen experts e of  gate[n, e] * W_out[e]^T act(W_in[e]^T x_n)          (eq. 2)
 
-`loop` is the one to read and the oracle: it gathers each expert's tokens. `masked` computes every expert for every
-token in two dense products and weighs the hidden activations with gates that are mostly zero: exact, no sorting, no
-waiting for counts. It does E/A times the needed products and still wins where experts are small (F = d/16: it costs
-what the dense layer costs).
+loop      each expert in turn, on the tokens that chose it: the one to read, and the oracle
+masked    every expert on every token in two dense products, the hidden activations weighed by gates that are mostly
+          zero: no sorting, no waiting for counts, compiles whole. E/A times the needed work, and still the fastest
+          where experts are narrow (F = d/16 costs what the dense layer costs)
+grouped   tokens sorted by expert, one product for each expert's block of rows, a backward written by hand
+gather    each token with the weights it needs and no others: for a few tokens in decode
+auto      the fastest of these by `choose`, a rule that was measured
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moemla.feedforward import activate, width_in
+from moemla.feedforward import activate, activation_gradient, width_in
 
 
 def experts(
@@ -22,16 +26,18 @@ def experts(
     w_out: Float[Tensor, "e f d"],
     index: Int[Tensor, "n a"],
     gate: Float[Tensor, "n a"],
-    backend: str = "masked",
+    backend: str = "auto",
     activation: str = "gelu",
 ) -> Float[Tensor, "n d"]:
     """Gate-weighted sum of each token's experts (eq. 2). Built in chapter 6.
 
     x (N, D), w_in (E, D, F; 2F for swiglu), w_out (E, F, D), index (N, A) with no expert twice in a row, gate (N, A) ->
-    (N, D). backend: "masked" or "loop". ValueError for another name.
+    (N, D). backend: "auto", "masked", "loop", "grouped" or "gather". ValueError for another name.
     """
+    if backend == "auto":
+        backend = choose(x, w_out, index.shape[1])
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: choose one of {', '.join(BACKENDS)}")
+        raise ValueError(f"backend={backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     return BACKENDS[backend](x, w_in, w_out, index, gate.to(x.dtype), activation)
 
 
@@ -62,7 +68,148 @@ def masked(x, w_in, w_out, index, gate, activation):
     return rearrange(hidden, "n e f -> n (e f)") @ w_out.reshape(n_experts * width, -1)
 
 
-BACKENDS = {"masked": masked, "loop": loop}
+def gather(x, w_in, w_out, index, gate, activation):
+    """Copies the weights of each token's experts and multiplies by them: (N, D) -> (N, D). Built in chapter 6.
+
+    Reads N A experts instead of E: for decode. A single token on a CPU needs no copy either, and no gradient is kept.
+    """
+    rows, top_k = index.shape
+    if rows == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        chosen = index[0].tolist()
+        hidden = activate(torch.cat([x @ w_in[e] for e in chosen]), activation) * gate.T  # (A, F)
+        return sum(part @ w_out[e] for part, e in zip(hidden.split(1), chosen, strict=True))
+    first, second = w_in[index.flatten()], w_out[index.flatten()]
+    z = torch.bmm(x.repeat_interleave(top_k, dim=0).unsqueeze(1), first)  # (N A, 1, F)
+    hidden = activate(z, activation) * gate.reshape(-1, 1, 1)
+    hidden = hidden.view(rows, 1, top_k * w_out.shape[1])
+    return torch.bmm(hidden, second.view(rows, hidden.shape[2], x.shape[1])).squeeze(1)
+
+
+def grouped(x, w_in, w_out, index, gate, activation):
+    """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D). Built in chapter 6."""
+    if torch.is_autocast_enabled(x.device.type):  # autocast does not look into a function with its own backward
+        narrow = torch.get_autocast_dtype(x.device.type)
+        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
+    if x.shape[0] == 0:
+        return masked(x, w_in, w_out, index, gate, activation)
+    return _Grouped.apply(x, w_in, w_out, index, gate, activation)
+
+
+# The measured rule of `choose`.
+FEW_TOKENS = 4  # copying their weights costs less than sorting them
+MASKED_WORK = 1.4e8  # multiply-adds of `masked`'s first product, above which sorting pays
+WEIGHTS_AS_TOKENS = 256  # reordering all weights costs `masked` as much as this many tokens
+NARROW = 64  # expert width up to which `masked` is expected to win on a GPU
+
+BACKENDS = {"masked": masked, "loop": loop, "grouped": grouped, "gather": gather}
+
+
+class _Grouped(torch.autograd.Function):
+    """Keeps x, the hidden layer before and after its activation, and the order of the slots; neither the gathered rows
+    of x nor the experts' outputs. M = N A slots.
+    """
+
+    @staticmethod
+    def forward(ctx, x, w_in, w_out, index, gate, activation):
+        slots = _Slots(index, w_in.shape[0], fused=_fused(x, w_in, w_out))
+        rows = x.index_select(0, slots.token)  # (M, D)
+        z = slots.product(rows, w_in)
+        hidden = activate(z, activation)  # (M, F)
+        y = slots.product(hidden, w_out)
+        ctx.save_for_backward(x, w_in, w_out, gate, z, hidden)
+        ctx.slots, ctx.activation = slots, activation
+        return slots.combine(y, gate)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("backend='grouped' has no second derivatives; use 'masked' or 'loop' for them")
+        x, w_in, w_out, gate, z, hidden = ctx.saved_tensors
+        slots = ctx.slots
+        dy = grad.contiguous().index_select(0, slots.token)  # (M, D), not yet weighed
+        dhidden = slots.product(dy, w_out.mT)  # (M, F)
+        dgate = None
+        if ctx.needs_input_grad[4]:  # <grad, y> = <grad W_out^T, hidden>: y itself is not needed
+            each = torch.linalg.vecdot(dhidden, hidden)
+            dgate = each.index_select(0, slots.place).view_as(gate)
+        weight = gate.flatten().index_select(0, slots.order)[:, None]
+        dz = activation_gradient(z, dhidden * weight, ctx.activation)
+        dw_out = slots.product_of_blocks(hidden * weight, dy) if ctx.needs_input_grad[2] else None
+        dw_in = slots.product_of_blocks(x.index_select(0, slots.token), dz) if ctx.needs_input_grad[1] else None
+        dx = slots.combine(slots.product(dz, w_in.mT)) if ctx.needs_input_grad[0] else None
+        return dx, dw_in, dw_out, None, dgate, None
+
+
+class _Slots:
+    """The N A slots (token, choice) sorted by expert, and products over each expert's block of rows."""
+
+    def __init__(self, index: Int[Tensor, "n a"], n_experts: int, fused: bool):
+        chosen = index.flatten()
+        self.shape, self.n_experts = index.shape, n_experts
+        self.order = chosen.argsort(stable=True)  # sorted place -> slot
+        self.place = torch.empty_like(self.order)  # slot -> sorted place
+        self.place[self.order] = torch.arange(len(chosen), device=chosen.device)
+        self.token = self.order // index.shape[1]
+        counts = torch.zeros(n_experts, dtype=torch.int64, device=chosen.device)
+        counts = counts.scatter_add(0, chosen, torch.ones_like(chosen))
+        # On the device for the fused product; on the host, which waits for them, for the loop.
+        self.offsets = counts.cumsum(0).to(torch.int32) if fused else None
+        self.counts = None if fused else counts.tolist()
+
+    def product(self, rows: Float[Tensor, "m i"], weights: Float[Tensor, "e i o"]) -> Float[Tensor, "m o"]:
+        """Each block of rows times its expert's matrix."""
+        if self.offsets is not None:
+            return F.grouped_mm(rows, weights, offs=self.offsets)
+        out = rows.new_empty(len(rows), weights.shape[2])
+        blocks = zip(rows.split(self.counts), weights.unbind(), out.split(self.counts), strict=True)
+        for block, weight, target in blocks:
+            if len(block):
+                torch.mm(block, weight, out=target)
+        return out
+
+    def product_of_blocks(self, left: Float[Tensor, "m i"], right: Float[Tensor, "m o"]) -> Float[Tensor, "e i o"]:
+        """left_e^T right_e for each expert: the gradient of its matrix, zero where it has no rows."""
+        if self.offsets is not None:
+            return F.grouped_mm(left.mT, right, offs=self.offsets)
+        out = left.new_empty(self.n_experts, left.shape[1], right.shape[1])
+        for a, b, target in zip(left.split(self.counts), right.split(self.counts), out, strict=True):
+            torch.mm(a.mT, b, out=target)  # zeros for a block without rows
+        return out
+
+    def combine(self, y: Float[Tensor, "m d"], gate: Float[Tensor, "n a"] | None = None) -> Float[Tensor, "n d"]:
+        """Each token's rows, weighed and summed: no atomics, so the same sum each time.
+
+        `embedding_bag` is this very sum; written as an index and a sum it is ten times slower on a CPU.
+        """
+        return F.embedding_bag(self.place.view(self.shape), y, per_sample_weights=gate, mode="sum")
+
+
+def _fused(x, w_in, w_out) -> bool:
+    """Whether torch's grouped product is fast here: bfloat16, compute capability 9 or 10, rows of 16 bytes.
+
+    Elsewhere it is a loop itself, and waits for the counts.
+    """
+    if not x.is_cuda or x.dtype != torch.bfloat16:
+        return False
+    aligned = all(width * x.element_size() % 16 == 0 for width in (x.shape[1], w_in.shape[2], w_out.shape[1]))
+    return aligned and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+
+
+def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
+    """The fastest back end for these shapes: "masked", "grouped" or "gather". Built in chapter 6.
+
+    On a CPU the rule was fitted to results/bench-moe-*.json. On a GPU it is arithmetic (`masked` does E/A times the
+    products, `grouped` moves each row A times) until it is measured there.
+    """
+    (n_experts, width, d_model), n_tokens = w_out.shape, x.shape[0]
+    if torch.compiler.is_compiling():
+        return "masked"
+    if n_tokens <= FEW_TOKENS and not torch.is_grad_enabled() and top_k * n_tokens < n_experts:
+        return "gather"
+    if x.device.type != "cpu":
+        return "masked" if width <= NARROW else "grouped"
+    work = n_experts * width * d_model * (n_tokens + WEIGHTS_AS_TOKENS)
+    return "masked" if work <= MASKED_WORK else "grouped"
 
 
 class Experts(nn.Module):
@@ -75,7 +222,7 @@ class Experts(nn.Module):
         n_experts: int,
         d_expert: int,
         activation: str = "gelu",
-        backend: str = "masked",
+        backend: str = "auto",
         device=None,
         dtype=None,
     ):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
 from moemla.config import ModelConfig
+from moemla.devices import require_known
 from moemla.feedforward import FeedForward
 from moemla.files import replacing, write_json
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
@@ -102,7 +103,8 @@ class LanguageModel(nn.Module):
         self.rope = None
         if config.positions == "rope":
             width = config.d_rope if config.attention == "mla-decoupled" else config.d_head
-            self.rope = RotaryEmbedding(width, config.max_seq_len, config.rope_theta, config.rope_layout, **like)
+            how = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
+            self.rope = RotaryEmbedding(width, config.max_seq_len, **how, **like)
         self.blocks = nn.ModuleList(Block(config, self.rope, **like) for _ in range(config.n_layers))
         self.norm = _norm(config, like)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, **like)
@@ -137,6 +139,7 @@ class LanguageModel(nn.Module):
         cache: from `new_cache`; the tokens are appended to it. lengths (B,): row b holds lengths[b] tokens, the rest is
         padding on the right, which takes no expert, no count and no loss. ValueError past max_seq_len.
         """
+        require_known(tokens.device)
         steps = tokens.shape[1]
         held = 0 if cache is None else cache.length
         if held + steps > self.config.max_seq_len:

@@ -32,7 +32,7 @@ class MixtureOfExperts(nn.Module):
         renormalise: bool = True,
         routed_scale: float = 1.0,
         activation: str = "gelu",
-        backend: str = "masked",
+        backend: str = "auto",
         device=None,
         dtype=None,
     ):

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moemla.devices import at_least_float32
+
 
 def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
     """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4."""
@@ -38,15 +40,29 @@ class RotaryEmbedding(nn.Module):
     """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer. Built in chapter 4.
 
     The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
-    are computed again when the module moves, and are no part of a checkpoint.
+    are computed again when the module moves, and are no part of a checkpoint. With `learnable` the frequencies are a
+    parameter `inv_freq` (K/2,), as the paper says of eq. 9, and the angles are computed at each pass.
     """
 
     def __init__(
-        self, width: int, max_seq_len: int, theta: float = 10000.0, layout: str = "halves", device=None, dtype=None
+        self,
+        width: int,
+        max_seq_len: int,
+        theta: float = 10000.0,
+        layout: str = "halves",
+        learnable: bool = False,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
-        self._fill(device, dtype)
+        self.inv_freq = None
+        if learnable:
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            device = torch.get_default_device() if device is None else device
+            self.inv_freq = nn.Parameter(frequencies(width, theta).to(device, wide))
+        else:
+            self._fill(device, dtype)
 
     def _fill(self, device, dtype) -> None:
         angles = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu").outer(
@@ -58,9 +74,17 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("sin", angles.sin().to(dtype).to(device), persistent=False)
 
     def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        self._fill(self.cos.device, self.cos.dtype)
+        super()._apply(at_least_float32(fn), recurse)
+        if self.inv_freq is None:
+            self._fill(self.cos.device, self.cos.dtype)
         return self
+
+    def _turns(self, positions: Int[Tensor, "c t"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (C, T, K/2) of the angles at these positions."""
+        if self.inv_freq is None:
+            return self.cos[positions], self.sin[positions]
+        angles = positions[..., None] * self.inv_freq
+        return angles.cos(), angles.sin()
 
     def forward(
         self, x: Float[Tensor, "b h t k"], positions: Int[Tensor, "c t"] | None = None
@@ -68,9 +92,10 @@ class RotaryEmbedding(nn.Module):
         """Turns x (B, H, T, K) by its positions ((B or 1, T); default 0 .. T-1). ValueError for more than max_seq_len
         of them; IndexError for a given position outside the table.
         """
-        if positions is not None:
-            return apply_rope(x, self.cos[positions], self.sin[positions], self.layout)
         steps = x.shape[2]
-        if steps > self.max_seq_len:
+        if positions is None and steps > self.max_seq_len:
             raise ValueError(f"{steps} positions are more than max_seq_len={self.max_seq_len}")
-        return apply_rope(x, self.cos[None, :steps], self.sin[None, :steps], self.layout)
+        if positions is None and self.inv_freq is None:
+            return apply_rope(x, self.cos[None, :steps], self.sin[None, :steps], self.layout)
+        positions = torch.arange(steps, device=x.device)[None] if positions is None else positions
+        return apply_rope(x, *self._turns(positions), self.layout)

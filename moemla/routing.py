@@ -12,6 +12,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moemla.devices import at_least_float32
+
 
 @dataclass
 class Routing:
@@ -69,6 +71,31 @@ def route(
     return Routing(index, gate, plain, logits, counts, valid)
 
 
+def margin_histogram(
+    scores: Float[Tensor, "n e"],
+    bias: Float[Tensor, "e"],
+    top_k: int,
+    bins: int = 1000,
+    valid: Bool[Tensor, "n"] | None = None,
+) -> Int[Tensor, "e bins"]:
+    """For each expert, how many tokens would have needed which bias to choose it: what the quantile rule asks.
+
+    A token chooses e where score + bias is above its (k+1)-th largest. With scores in (0, 1) the bias it asks for lies
+    in [min b - 1, max b + 1], which is cut into `bins`. Histograms of micro-batches and ranks add up. Zeros if k = E:
+    then nothing is chosen. Built in chapter 8.
+    """
+    n_experts = len(bias)
+    histogram = torch.zeros(n_experts * bins, dtype=torch.int64, device=scores.device)
+    if top_k < n_experts:
+        cutoff = (scores + bias).topk(top_k + 1, dim=-1).values[:, -1:]
+        low, spread = bias.min() - 1, bias.max() - bias.min() + 2
+        place = ((cutoff - scores - low) * (bins / spread)).long().clamp(0, bins - 1)
+        place = place + bins * torch.arange(n_experts, device=scores.device)
+        one = torch.ones_like(place) if valid is None else valid[:, None].expand_as(place).long()
+        histogram = histogram.scatter_add(0, place.flatten(), one.flatten())
+    return histogram.view(n_experts, bins)
+
+
 def _score(logits: Tensor, scores: str) -> Tensor:
     if scores == "sigmoid":
         return logits.sigmoid()
@@ -82,7 +109,8 @@ class Router(nn.Module):
 
     Both are float32 whatever the rest of the model is (float64 in a float64 model): near 4 a 16-bit float has steps of
     0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer: no gradient, but part of every
-    checkpoint. `load` sums the counts of training passes until a balancer takes them.
+    checkpoint. `load` sums the counts of training passes until a balancer takes them, and `margins` the histograms,
+    where it asked for them.
     """
 
     def __init__(
@@ -106,22 +134,35 @@ class Router(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("bias", torch.zeros(n_experts, device=device, dtype=dtype))
         self.register_buffer("load", torch.zeros(n_experts, device=device, dtype=torch.int64), persistent=False)
+        self.register_buffer("margins", None, persistent=False)
         self.last: Routing | None = None
 
-    def _apply(self, fn, recurse=True):
-        def keep_precision(tensor):
-            moved = fn(tensor)
-            narrow = moved.is_floating_point() and moved.element_size() < 4
-            return tensor.to(moved.device) if narrow else moved
+    def watch_margins(self, on: bool = True, bins: int = 1000) -> None:
+        """Whether training passes also sum up `margin_histogram`. ValueError unless scores are sigmoid and the bias is
+        for selection only: other scores have no fixed range.
+        """
+        if on and (self.how["scores"] != "sigmoid" or self.how["bias_in_gate"]):
+            raise ValueError(
+                f"scores={self.how['scores']!r}, bias_in_gate={self.how['bias_in_gate']}: "
+                "the quantile rule needs sigmoid scores and a bias for selection only"
+            )
+        self.margins = self.load.new_zeros(len(self.bias), bins) if on else None
 
-        return super()._apply(keep_precision, recurse)
+    def forget(self) -> None:
+        """Sets the sums of the step back to zero."""
+        self.load.zero_()
+        if self.margins is not None:
+            self.margins.zero_()
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(at_least_float32(fn), recurse)
 
     def __getstate__(self):  # a copy or a pickle of the model leaves the last pass, and its graph, behind
         return self.__dict__ | {"last": None}
 
     def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
         flat = rearrange(x, "... d -> (...) d")
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # there is none for meta tensors
             logits = flat.to(self.weight.dtype) @ self.weight.T
         valid = None if valid is None else valid.flatten()
         self.last = route(logits, self.bias, self.top_k, valid=valid, **self.how)
@@ -129,4 +170,7 @@ class Router(nn.Module):
         repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if self.training and not repeated:
             self.load += self.last.counts
+            if self.margins is not None:
+                scores, bins = self.last.probabilities.detach(), self.margins.shape[1]
+                self.margins += margin_histogram(scores, self.bias, self.top_k, bins, valid)
         return self.last

@@ -17,10 +17,11 @@ from typing import Literal, get_args
 import torch
 
 from moemla import complexity
-from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
+from moemla.balancing import Balancer, coefficient_of_variation, noise_floor, switch_loss, z_loss
 from moemla.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moemla.config import ModelConfig, require
 from moemla.data import Batches, TokenShard, check_tokenizer
+from moemla.devices import require_known
 from moemla.errors import MoemlaError
 from moemla.files import read_json, replacing, why, write_json
 from moemla.model import LanguageModel
@@ -43,8 +44,10 @@ class TrainConfig:
     weight_decay: float = 0.1
     clip: float = 1.0  # L2 norm of all gradients
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
-    balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4"] = "sign"
-    balance_rate: float = 1e-3
+    balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"] = "sign"
+    balance_rate: float | None = None  # the rule's own
+    switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; 0: balanced by the bias alone
+    z_loss: float = 0.0  # weight of the router's z-loss
     seed: int = 0
     log_every: int = 10  # steps
     load_window: int = 16  # steps over which the load of the experts is counted
@@ -59,8 +62,10 @@ class TrainConfig:
         right = f"must divide batch_size={self.batch_size}"
         require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, right)
         for name in ("lr", "clip", "balance_rate"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("min_lr", "warmup", "weight_decay", "seed"):
+            value = getattr(self, name)
+            open_ = value is None and name == "balance_rate"
+            require(open_ or value > 0, name, value, "must be above 0")
+        for name in ("min_lr", "warmup", "weight_decay", "seed", "switch_loss", "z_loss"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
 
 
@@ -196,6 +201,7 @@ def train(
 
 
 def _usable(name: torch.device | str) -> torch.device:
+    require_known(name)
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
@@ -217,8 +223,12 @@ def train_step(
         rows = slice(part * len(tokens) // parts, (part + 1) * len(tokens) // parts)
         with torch.autocast(device.type, torch.bfloat16, enabled=train_config.precision == "bf16"):
             loss = model(tokens[rows], targets[rows]) / parts
-        loss.backward()
         total += loss.detach()
+        if train_config.switch_loss or train_config.z_loss:
+            for routing in model.routing():
+                loss = loss + train_config.switch_loss / parts * switch_loss(routing)
+                loss = loss + train_config.z_loss / parts * z_loss(routing)
+        loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.clip)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -301,7 +311,7 @@ class _Log:
     def add(self, step: int, loss, norm, lr: float, balancer: Balancer) -> None:
         self.losses.append(loss)
         if balancer.counts is not None:
-            self.window.append(balancer.counts)
+            self.window.append(torch.stack(balancer.counts))
         if step % self.settings.log_every and step != self.settings.steps:
             return
         self.check(step, norm)

@@ -18,6 +18,7 @@ FORMS = {
     "mla-learned": dict(attention="mla", positions="learned", latent_dim=5),
     "mla-rope": dict(attention="mla", positions="rope", latent_dim=8),
     "mla-rope-wide": dict(attention="mla", positions="rope", latent_dim=20, d_head=6, rope_layout="interleaved"),
+    "mla-rope-learnable": dict(attention="mla", positions="rope", latent_dim=8, rope_learnable=True),
     "mla-hybrid": dict(attention="mla", positions="rope", latent_dim=8, cache="hybrid"),
     "mla-hybrid-learned": dict(attention="mla", positions="learned", latent_dim=5, cache="hybrid"),
     "decoupled": dict(attention="mla-decoupled", positions="rope", latent_dim=8),

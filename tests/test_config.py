@@ -77,6 +77,7 @@ STYLES = {
     "rmsnorm": dict(norm="rmsnorm"),
     "untied": dict(tie_embeddings=False),
     "no bias": dict(bias=False),
+    "learnable": dict(positions="rope", rope_learnable=True),
     "all": dict(activation="swiglu", norm="rmsnorm", tie_embeddings=False, bias=False, n_shared=0, d_head=6),
 }
 
@@ -92,7 +93,8 @@ def test_a_built_model_counts_what_complexity_says(variant, style):
     routed = [p for name, p in model.named_parameters() if name.endswith(("w_in", "w_out"))]
     idle = sum(p.numel() // config.n_experts * (config.n_experts - config.top_k) for p in routed)
     assert counted.active == counted.total - idle
-    embedding = model.embedding.weight.numel() + (0 if model.position is None else model.position.weight.numel())
+    positions = [p for name, p in model.named_parameters() if name.startswith(("position.", "rope."))]
+    embedding = model.embedding.weight.numel() + sum(p.numel() for p in positions)
     embedding += 0 if config.tie_embeddings else model.head.weight.numel()
     assert counted.embedding == embedding
 
@@ -110,7 +112,7 @@ WRONG = [
     *[(name, None, {}) for name in ("attention", "ffn", "norm", "activation", "backend", "reading", "rope_layout")],
     *[(name, "bogus", {}) for name in ("attention", "cache", "positions", "rope_layout", "ffn", "scores", "norm")],
     *[(name, "bogus", {}) for name in ("activation", "backend", "reading")],
-    *[(name, 1, {}) for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings")],
+    *[(name, 1, {}) for name in ("renormalise", "bias_in_gate", "bias", "tie_embeddings", "rope_learnable")],
     *[("dropout", value, {}) for value in (-0.1, 1.0, float("nan"), "0.1")],
     *[("rope_theta", value, {}) for value in (1.0, -5.0, float("inf"), "big")],
     *[("routed_scale", value, {}) for value in (0.0, -1.0, float("nan"), float("inf"), "1")],
@@ -124,6 +126,11 @@ WRONG = [
     ("d_value", 7, dict(attention="mla")),
     ("positions", "learned", dict(attention="mla-decoupled")),
     ("positions", "none", dict(attention="mla-decoupled")),
+    ("d_model", 644, {}),
+    ("d_model", 4, {}),
+    ("n_heads", 7, dict(d_model=648)),
+    ("rope_learnable", True, dict(positions="learned")),
+    ("rope_learnable", True, dict(attention="mha", positions="none")),
     ("d_head", 5, dict(attention="mha")),
     ("d_rope", 5, dict(attention="mla-decoupled")),
     ("cache", "latent", dict(attention="mha")),
@@ -158,13 +165,16 @@ def test_choices_are_listed():
 
 @pytest.mark.parametrize("n_heads", [1, 3, 5, 15, 43, 129, 215, 645])
 def test_645_wide_has_no_even_head(n_heads):
-    """The paper's FLOP-matched width (audit A9): odd, so no number of heads leaves pairs to rotate."""
+    """The paper's FLOP-matched width (audit A9): odd, so no number of heads leaves pairs to rotate, nor whole rows."""
+    for positions in ("rope", "learned"):
+        with pytest.raises(ValueError, match=r"d_model=645: must be a multiple of 8 .*640"):
+            ModelConfig(d_model=645, n_heads=n_heads, positions=positions)
     with pytest.raises(ValueError, match=r"d_head=\d+: RoPE turns pairs of dimensions"):
-        ModelConfig(d_model=645, n_heads=n_heads)
+        ModelConfig(d_model=640, n_heads=n_heads, d_head=645 // n_heads)
 
 
 def test_645_wide_with_8_heads_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="n_heads=8: the heads must divide d_model=645"):
+    with pytest.raises(ValueError, match="d_model=645: must be a multiple of 8"):
         ModelConfig.preset("M", d_model=645)
 
 

@@ -229,7 +229,7 @@ class Taste(LanguageModel):
     """Likes each byte as much as it is told, whatever came before."""
 
     def __init__(self, likes: dict[str, float]):
-        super().__init__(ModelConfig(vocab_size=257, max_seq_len=128, d_model=4, n_heads=1, n_layers=1, ffn="dense"))
+        super().__init__(ModelConfig(vocab_size=257, max_seq_len=128, d_model=8, n_heads=1, n_layers=1, ffn="dense"))
         self.bytes_only = Tokenizer.train(["a"], 257)
         table = torch.zeros(257)
         for letter, value in likes.items():

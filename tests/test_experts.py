@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moemla.experts import BACKENDS, Experts, experts
+from moemla import experts as module
+from moemla.experts import BACKENDS, Experts, choose, experts
 from tests.helpers import close
 
 
@@ -156,8 +157,94 @@ def test_loop_does_not_make_a_gradient_of_all_experts_for_each():
     assert w_in.grad is not None
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["plain", "62 experts", "no token for some", "all to one", "one token"])
+def test_grouped_on_the_fused_product(case, dtype, activation, monkeypatch):
+    """torch's own grouped product, used on new GPUs only, runs on a CPU too: the same numbers."""
+    monkeypatch.setattr(module, "_fused", lambda x, w_in, w_out: True)
+    sizes = CASES[case] | dict(d=16, f=8)
+    exact = example(activation=activation, **sizes)
+    index = exact[3]
+    narrow = [t.detach().to(dtype).requires_grad_() for t in exact if t is not index]
+    exact = [t.detach().double().requires_grad_() for t in narrow]
+    out = experts(*narrow[:3], index, narrow[3], "grouped", activation)
+    wanted = experts(*exact[:3], index, exact[3], "loop", activation)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    close(out.double(), wanted, tolerance, scale=0)
+    for ours, oracle in zip(gradients(out, narrow), gradients(wanted, exact), strict=True):
+        close(ours.double(), oracle, tolerance, scale=0)
+
+
+def test_gather_of_one_token_needs_no_copy_and_is_the_same():
+    x, w_in, w_out, index, gate = example(n=1, activation="swiglu")
+    with torch.no_grad():
+        alone = experts(x, w_in, w_out, index, gate, "gather", "swiglu")
+    close(alone, experts(x, w_in, w_out, index, gate, "gather", "swiglu"), 1e-13)
+    close(alone, by_loops(x, w_in, w_out, index, gate, "swiglu"), 1e-12)
+
+
+def test_grouped_computes_in_the_autocast_type():
+    x, w_in, w_out, index, gate = example(d=16, f=8, dtype=torch.float32)
+    exact = experts(x, w_in, w_out, index, gate, "loop")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = experts(x, w_in, w_out, index, gate, "grouped")
+    assert out.dtype == torch.bfloat16
+    close(out.float(), exact, 0.03, scale=0)
+    assert all(grad.dtype == torch.float32 for grad in gradients(out, (x, w_in, w_out, gate)))
+
+
+def test_grouped_keeps_neither_gathered_tokens_nor_outputs():
+    """What waits for the backward: x, the weights, the gates and two hidden arrays; nothing of N A rows of D."""
+    n, k, d, f = 32, 4, 64, 8
+    x, w_in, w_out, index, gate = example(n=n, e=6, k=k, d=d, f=f)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        experts(x, w_in, w_out, index, gate, "grouped")
+    numbers = sum(t.numel() for t in kept) - w_in.numel() - w_out.numel()
+    assert numbers == n * d + n * k + 2 * n * k * f
+    assert numbers < n * k * d
+
+
+def test_grouped_has_no_second_derivatives():
+    x, w_in, w_out, index, gate = example()
+    with pytest.raises(RuntimeError, match="no second derivatives; use 'masked' or 'loop'"):
+        torch.autograd.grad(experts(x, w_in, w_out, index, gate, "grouped").sum(), x, create_graph=True)
+
+
+def on_cpu(n, d, f, e=62):
+    return torch.zeros(1).expand(n, d), torch.zeros(1).expand(e, f, d)
+
+
+def elsewhere(n, d, f, e=62):
+    return torch.empty(n, d, device="meta"), torch.empty(e, f, d, device="meta")
+
+
+def test_auto_takes_what_was_measured_to_be_fastest():
+    """Narrow experts and few tokens: `masked`; more of either: `grouped`; a few tokens in decode: `gather`."""
+    assert choose(*on_cpu(256, 128, 8), 6) == "masked"
+    assert choose(*on_cpu(4096, 128, 64), 6) == "grouped"
+    assert choose(*on_cpu(1024, 512, 32), 6) == "grouped"
+    assert choose(*on_cpu(1, 128, 64), 6) == "masked"  # a gradient may be asked for
+    assert choose(*on_cpu(1, 512, 32), 6) == "grouped"
+    with torch.no_grad():
+        assert choose(*on_cpu(1, 128, 64), 6) == choose(*on_cpu(4, 512, 32), 6) == "gather"
+        assert choose(*on_cpu(1, 128, 64, e=6), 6) == "masked"  # nothing is left out
+        assert choose(*on_cpu(64, 512, 512), 6) == "grouped"
+    assert choose(*elsewhere(4096, 512, 32), 6) == "masked"  # not a CPU: by arithmetic
+    assert choose(*elsewhere(4096, 512, 512), 6) == "grouped"
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 300])
+def test_auto_is_equal_whatever_it_takes(n):
+    x, w_in, w_out, index, gate = example(n=n, e=62, k=6, d=16, f=24)
+    close(experts(x, w_in, w_out, index, gate), experts(x, w_in, w_out, index, gate, "loop"), 1e-12)
+    with torch.no_grad():
+        close(experts(x, w_in, w_out, index, gate), experts(x, w_in, w_out, index, gate, "loop"), 1e-12)
+
+
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend='fast': choose one of masked, loop"):
+    with pytest.raises(ValueError, match="backend='fast': choose one of auto, masked, loop"):
         experts(*example(), backend="fast")
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from moemla.balancing import Balancer
 from moemla.config import ModelConfig
+from moemla.devices import require_known
 from moemla.generation import generate
 from moemla.model import LanguageModel
 from tests.helpers import FORMS, SMALL, TOLERANCE, close, config_of, model_of, shake, tokens_of
@@ -237,6 +238,23 @@ def test_meta_device_then_weights(form):
     assert torch.equal(model(text), source(text))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pass_over_shapes_alone(form):
+    """On the meta device nothing is computed, and every shape is known."""
+    with torch.device("meta"):
+        model = LanguageModel(config_of(form))
+        text = torch.empty(2, 6, dtype=torch.int64)
+        assert model(text).shape == (2, 6, SMALL["vocab_size"])
+        assert model(text, text).shape == ()
+
+
+def test_apples_gpu_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="device='mps:0': nothing here has been run on Apple's GPU yet; use 'cpu'"):
+        require_known(torch.device("mps:0"))
+    require_known(torch.device("cuda"))
+    require_known("cpu")
+
+
 @pytest.mark.parametrize("build", ["argument", "method"])
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16(form, build):
@@ -363,7 +381,7 @@ def drawn_settings(draw):
         vocab_size=choice(2, 11),
         max_seq_len=choice(8, 12),
         n_layers=choice(1, 2),
-        d_model=choice(8, 12, 24),
+        d_model=choice(8, 16, 24),
         n_heads=choice(1, 2, 4),
         positions=choice("rope") if attention == "mla-decoupled" else choice("rope", "learned", "none"),
         ffn=choice("moe", "dense"),
@@ -387,7 +405,8 @@ def drawn_settings(draw):
         bias=st.booleans(),
         tie_embeddings=st.booleans(),
         dropout=choice(0.0, 0.1),
-        backend=choice("masked", "loop"),
+        backend=choice("auto", "masked", "loop", "grouped", "gather"),
+        rope_learnable=choice(False, attention == "mla-decoupled"),
         reading=choice("working", "literal"),
     )
     given_sometimes |= {

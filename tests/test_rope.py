@@ -120,6 +120,30 @@ def test_meta_device_then_real():
     assert torch.equal(real.cos, RotaryEmbedding(8, 16).cos)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_learnable_frequencies_begin_as_the_fixed_ones_and_have_a_gradient(layout):
+    fixed = RotaryEmbedding(6, 40, 500.0, layout, dtype=torch.float64)
+    learnable = RotaryEmbedding(6, 40, 500.0, layout, learnable=True, dtype=torch.float64)
+    x, places = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.tensor([[0, 1, 2, 3, 4], [39, 7, 0, 20, 3]])
+    for positions in (None, places[:1], places):
+        close(learnable(x, positions), fixed(x, positions), 1e-13)
+    assert set(learnable.state_dict()) == {"inv_freq"}
+
+    def turned(inv_freq):
+        return torch.func.functional_call(learnable, {"inv_freq": inv_freq}, (x, places))
+
+    assert torch.autograd.gradcheck(turned, learnable.inv_freq)
+    with pytest.raises(ValueError, match="more than max_seq_len=40"):
+        learnable(torch.randn(1, 1, 41, 6))
+
+
+def test_learnable_frequencies_stay_float32():
+    rope = RotaryEmbedding(8, 2048, learnable=True).bfloat16()
+    assert rope.inv_freq.dtype == torch.float32
+    assert rope(torch.randn(1, 1, 4, 8).bfloat16()).dtype == torch.bfloat16
+    assert RotaryEmbedding(8, 16, learnable=True, dtype=torch.bfloat16).inv_freq.dtype == torch.float32
+
+
 def test_past_the_table():
     rope = RotaryEmbedding(4, 6)
     x = torch.randn(1, 1, 7, 4)

@@ -12,7 +12,7 @@ import torch
 
 from moemla import data as data_module
 from moemla import training
-from moemla.balancing import Balancer
+from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import checkpoints, load
 from moemla.data import Batches, TokenShard, prepare
 from moemla.errors import DataError, MoemlaError
@@ -20,6 +20,7 @@ from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.tokenizer import Tokenizer
 from moemla.training import Progress, TrainConfig, matmul_rate, read_metrics, train, train_step
+from tests.helpers import close, model_of, tokens_of
 from tests.runs import code_of, files_in, fork, make_data, micro, quick, wait_for, write_texts
 
 
@@ -116,7 +117,7 @@ def test_micro_batches_change_nothing_but_rounding(data, parts, optimizer):
         settings = quick(4, micro_batches=micro_batches, optimizer=optimizer)
         optimizers, balancer = make_optimizers(model, optimizer, 1e-2), Balancer(model)
         losses = [train_step(model, optimizers, balancer, batches.batch(i), 1e-2, settings)[0] for i in range(4)]
-        results.append((model.state_dict(), torch.stack(losses), balancer.counts))
+        results.append((model.state_dict(), torch.stack(losses), torch.stack(balancer.counts)))
     (one, losses, counts), (many, other_losses, other_counts) = results
     assert torch.equal(counts, other_counts) and counts.sum() == 2 * 4 * 16 * 2  # layers, rows, tokens, k
     torch.testing.assert_close(losses, other_losses, rtol=1e-6, atol=0)
@@ -353,6 +354,29 @@ def test_a_real_divergence_is_caught(tmp_path, data):
         train(micro(), quick(40, lr=1e30, clip=1e30, optimizer="adamw"), data, tmp_path / "run")
 
 
+def test_auxiliary_losses_act_on_the_routers_and_are_not_in_the_loss():
+    """The reported loss is nats alone."""
+    model = model_of("mla-rope", torch.float64, n_experts=7, top_k=2).train()
+    text = tokens_of(4, 8), tokens_of(4, 8, seed=3)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moved = []
+    for how in (dict(), dict(switch_loss=0.5, z_loss=0.1)):
+        model.load_state_dict(start)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=1.0)]
+        settings = TrainConfig(batch_size=4, seq_len=8, clip=1e9, **how)
+        loss, _ = train_step(model, optimizers, Balancer(model, "none"), text, 1.0, settings)
+        routers = torch.stack([block.feedforward.router.weight for block in model.blocks]).detach().clone()
+        moved.append((loss, routers))
+    assert torch.equal(moved[0][0], moved[1][0])
+    assert not torch.equal(moved[0][1], moved[1][1])
+    model.load_state_dict(start)
+    model.zero_grad()
+    loss = model(*text) + sum(0.5 * switch_loss(r) + 0.1 * z_loss(r) for r in model.routing())
+    wanted = torch.autograd.grad(loss, [block.feedforward.router.weight for block in model.blocks])
+    before = torch.stack([start[f"blocks.{i}.feedforward.router.weight"] for i in range(len(model.blocks))])
+    close(before - torch.stack(wanted), moved[1][1], 1e-12)
+
+
 @pytest.mark.parametrize(
     "wrong,message",
     [
@@ -371,7 +395,9 @@ def test_a_real_divergence_is_caught(tmp_path, data):
         (dict(seed=-1), "seed=-1"),
         (dict(optimizer="sgd"), "optimizer='sgd'.*muon, adamw"),
         (dict(precision="fp8"), "precision='fp8'.*bf16"),
-        (dict(balance_rule="none"), "balance_rule='none'.*sign"),
+        (dict(balance_rule="loss"), "balance_rule='loss'.*sign"),
+        (dict(switch_loss=-0.01), "switch_loss"),
+        (dict(z_loss=-0.01), "z_loss"),
     ],
     ids=str,
 )
