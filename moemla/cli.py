@@ -94,7 +94,7 @@ class Train:
     resume: Flag[bool] = False
     """Go on from the last checkpoint in --out, or start if there is none."""
     device: str | None = None
-    """cpu, cuda, cuda:1, mps; default: the GPU if there is one."""
+    """cpu, cuda, cuda:1; default: the GPU if there is one."""
 
     def __call__(self) -> None:
         from moemla import complexity

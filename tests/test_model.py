@@ -425,16 +425,19 @@ SPOILT = {int: (0, 3, 63), float: (-1.0, float("nan"), 3.0), str: ("bogus", "mha
 
 
 def use(config):
+    """Forward and backward with padding, decode in parts, generation with and without a cache."""
     model = shake(LanguageModel(config, dtype=torch.float64))
-    text = tokens_of(2, 6, vocab=config.vocab_size)
-    loss = model(text, text, lengths=torch.tensor([6, 3]))
+    steps = min(6, config.max_seq_len - 2)
+    text, fewer = tokens_of(2, steps, vocab=config.vocab_size), (steps + 1) // 2
+    loss = model(text, text, lengths=torch.tensor([steps, fewer]))
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     model.eval()
     with torch.no_grad():
-        close(in_parts(model, text, [3, 1, 2]), model(text), 1e-9)
-    prompts = [text[0, :4], text[1, :2]]
+        cuts = [fewer, 1, steps - fewer - 1] if steps > fewer + 1 else 1
+        close(in_parts(model, text, cuts), model(text), 1e-9)
+    prompts = [text[0, : steps - 1] if steps > 1 else text[0], text[1, :fewer]]
     cached, plain = (generate(model, prompts, 2, temperature=0.0, use_cache=c) for c in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(cached, plain, strict=True))
 
