@@ -34,6 +34,7 @@ _MODULES = (
     *(
         "attention",
         "balancing",
+        "bench",
         "cache",
         "checkpoint",
         "complexity",
@@ -49,6 +50,7 @@ _MODULES = (
         "generation",
         "latent_attention",
         "losses",
+        "measuring",
         "model",
         "moe",
         "ngrams",

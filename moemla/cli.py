@@ -5,6 +5,7 @@ interrupted.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -247,6 +248,74 @@ class Experiment:
 
 
 @dataclass
+class Bench:
+    """Measures this machine: training, decoding, experts or attention, beside a peer and a limit. Built in chapter 14.
+
+    Each row has the limit that binds: matrix products, bytes, or the number of operations.
+    """
+
+    what: tyro.conf.Positional[Literal["train", "decode", "moe", "attention"]]
+    size: Literal[tuple(SIZES)] = "tiny"
+    variant: Literal[VARIANTS] = "moe-mla-decoupled"
+    matched: Literal[MATCHES] = "parameters"
+    d_expert: int | None = None
+    """Width of an expert; default: as --matched says."""
+    vocab_size: int = 4096
+    against: Literal["transformers"] | None = None
+    """Measure DeepseekV3 of transformers with the same weights too; takes SwiGLU, RMSNorm and no biases for both."""
+    device: str | None = None
+    """cpu, cuda; default: the GPU if there is one."""
+    dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    batch_size: int | None = None
+    """Sequences; default 8 in training, else 1."""
+    seq_len: int = 256
+    """Tokens of a sequence (train), or held in the cache before the first new one (decode)."""
+    tokens: tuple[int, ...] = ()
+    """moe: tokens at once (default 1 16 256 4096); attention: cache lengths (default 128 512 2048)."""
+    backends: tuple[Literal["auto", "masked", "loop", "grouped", "gather"], ...] = ("auto",)
+    """train: back ends of the experts, each measured."""
+    compiled: Flag[bool] = False
+    """train, decode: a row under torch.compile too."""
+    seconds: float = 2.0
+    """For each program measured."""
+    json: Flag[bool] = False
+    """Print the result as one JSON object."""
+    folder: Path | None = None
+    """Keep the result in this folder, one JSON file with where it comes from."""
+
+    def __call__(self) -> None:
+        from moemla import bench
+
+        result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
+        if self.folder is not None:
+            from moemla.experiments import results
+
+            print(f"kept in {results.write(result, self.folder)}", file=sys.stderr)
+        if self.json:
+            print(json.dumps({"settings": result.settings, "measures": result.measures}))
+            return
+        table(result.measures["rows"])
+
+
+def table(rows: list[dict]) -> None:
+    """Prints the rows of a bench, a block for each case; * marks its fastest program. Built in chapter 14."""
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["case"]] = min(best.get(row["case"], math.inf), row["seconds"])
+    shown = None
+    for row in rows:
+        seconds, limit = row["seconds"], row["limit"]
+        if row["case"] != shown:
+            shown = row["case"]
+            print(f"{shown:32}        ms  spread    tokens/s  limit, ms  binds")
+        mark = "*" if seconds == best[shown] else " "
+        print(
+            f"  {mark} {row['program']:28} {1e3 * seconds:9.3f}  {row['spread']:6.0%}  {row['tokens'] / seconds:10,.0f}"
+            f"  {1e3 * limit:9.3f}  {row['binds']}"
+        )
+
+
+@dataclass
 class Claims:
     """The ledger: each number of the paper, what this project finds, and the status. Built in chapter 19."""
 
@@ -309,6 +378,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "generate": Generate,
     "experiment": Experiment,
+    "bench": Bench,
     "claims": Claims,
 }
 

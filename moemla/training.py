@@ -24,6 +24,7 @@ from moemla.data import Batches, TokenShard, check_tokenizer
 from moemla.devices import require_known
 from moemla.errors import MoemlaError
 from moemla.files import read_json, replacing, why, write_json
+from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.tokenizer import Tokenizer
@@ -90,22 +91,6 @@ class Progress:
     load_cv: float | None = None
     load_cv_floor: float | None = None
     load_window: int | None = None  # steps
-
-
-def matmul_rate(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
-) -> float:
-    """FLOP/s of a square matrix product on this machine, the best of several. Built in chapter 13."""
-    size = size or (1024 if torch.device(device).type == "cpu" else 8192)
-    random = torch.Generator(device).manual_seed(0)  # its own, so that measuring does not move dropout's
-    a = torch.randn(size, size, device=device, dtype=dtype, generator=random)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()  # waits for the device
-        return time.perf_counter() - start
-
-    return 2 * size**3 / min(seconds() for _ in range(8))
 
 
 def default_device() -> torch.device:

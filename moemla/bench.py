@@ -1,0 +1,346 @@
+"""Our code, its alternatives and a peer on this machine, in turn, each beside a limit found in the same run: the
+experts, attention in decode, a training step, and decoding.
+"""
+
+import importlib.metadata
+import re
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moemla import complexity
+from moemla.attention import MultiHeadAttention
+from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
+from moemla.config import ModelConfig, require
+from moemla.devices import require_known
+from moemla.experiments import results
+from moemla.experts import BACKENDS, Experts, experts
+from moemla.feedforward import FeedForward, width_in
+from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
+from moemla.measuring import Limits, Row, Work, limits, measure
+from moemla.model import LanguageModel
+from moemla.moe import MixtureOfExperts
+from moemla.rope import RotaryEmbedding
+from moemla.training import default_device
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _forward(program: Callable[[], Tensor]) -> Callable:
+    def run():
+        with torch.no_grad():
+            program()
+
+    return run
+
+
+def _backward(program: Callable[[], Tensor]) -> Callable:
+    return lambda: program().sum().backward()
+
+
+# ---- the mixture of experts
+
+
+def bench_moe(
+    config: ModelConfig,
+    tokens: tuple[int, ...] = (1, 16, 256, 4096),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 1.0,
+    against: str | None = None,
+) -> list[Row]:
+    """Routed experts by every back end, the whole layer, and the dense feed-forward that it replaces. Built in chapter
+    11.
+
+    One layer of `config` on (N, D) tokens routed at random, for each N; forward alone, and from 16 tokens on forward
+    and backward. The limit is that of the work that routing asks for. against="transformers" adds DeepseekV3's layer.
+    """
+    c, found, rows = config, limits(device, dtype), []
+    like = dict(device=device, dtype=dtype)
+    sizes = dict(d_model=c.d_model, n_experts=c.n_experts, d_expert=c.d_expert, activation=c.activation)
+    layer = MixtureOfExperts(**sizes, top_k=c.top_k, n_shared=c.n_shared, **like).eval()  # in eval nothing is counted
+    dense = FeedForward(d_model=c.d_model, d_ff=c.d_ff, activation=c.activation, bias=False, **like)
+    w_in, w_out = layer.experts.w_in, layer.experts.w_out
+    peer = _peer_layer(c, like) if against == "transformers" else None
+    each = c.d_model * (1 + width_in(1, c.activation))  # numbers of an expert for each unit of its width
+    for n in tokens:
+        x = torch.randn(1, n, c.d_model, **like, requires_grad=True)
+        index = torch.rand(n, c.n_experts, device=device).topk(c.top_k).indices
+        gate = torch.rand(n, c.top_k, **like, requires_grad=True)
+        routed = {
+            name: lambda name=name, x=x, i=index, g=gate: experts(x[0], w_in, w_out, i, g, name, c.activation)
+            for name in BACKENDS
+            if _affordable(name, n, w_in, c.top_k, found)
+        }
+        whole = {"ours": lambda x=x: layer(x)} | ({"transformers": lambda x=x: peer(x)} if peer else {})
+        chosen = min(c.n_experts, n * c.top_k)
+        parts = (  # programs, width that a token passes, width that is read
+            ("routed", routed, c.top_k * c.d_expert, chosen * c.d_expert),
+            ("layer", whole, (c.top_k + c.n_shared) * c.d_expert, (chosen + c.n_shared) * c.d_expert),
+            ("dense", {"ours": lambda x=x: dense(x)}, c.d_ff, c.d_ff),
+        )
+        for part, programs, passed, read in parts:
+            flops, moved = 2 * n * each * passed, (each * read + 2 * n * c.d_model) * x.element_size()
+            for mode, wrap, times in (("forward", _forward, 1), ("forward+backward", _backward, 3)):
+                if mode == "forward" or n >= 16:
+                    timed = {name: wrap(program) for name, program in programs.items()}
+                    need = Work(times * flops, times * moved)
+                    rows += measure(f"{part} {mode} n={n}", timed, need, n, found, seconds)
+    return rows
+
+
+def _affordable(backend: str, n: int, w_in: Tensor, top_k: int, found: Limits) -> bool:
+    """Left out: what would take seconds a call, or copy gigabytes."""
+    if backend == "masked":
+        return 12 * n * w_in.numel() / found.products < 3
+    return backend != "gather" or n * top_k / len(w_in) * w_in.nbytes < 3e8
+
+
+# ---- attention
+
+
+def bench_attention(
+    config: ModelConfig,
+    lengths: tuple[int, ...] = (128, 512, 2048),
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 0.5,
+) -> list[Row]:
+    """One layer of every form of attention: one more token for each row, behind a cache of each length. Built in
+    chapter 12.
+
+    Widths are those of `config`; grouped-query attention has a quarter of the key heads. The limit counts weights and
+    cache, read once, and the products of the form as it is computed here.
+    """
+    c, found, rows = config, limits(device, dtype), []
+    like = dict(device=device, dtype=dtype)
+    heads, width, r, few = c.n_heads, c.d_head, c.latent_dim, max(1, c.n_heads // 4)
+    for length in lengths:
+        rope = RotaryEmbedding(width, length + 1, device=device, dtype=dtype)
+        plain = dict(d_model=c.d_model, n_heads=heads, bias=False, rope=rope, **like)
+        full, grouped = (MultiHeadAttention(n_kv_heads=g, d_head=width, **plain) for g in (heads, few))
+        latent = MultiHeadLatentAttention(latent_dim=r, d_head=width, **plain)
+        joint = DecoupledLatentAttention(latent_dim=r, d_nope=width, d_value=width, **plain)
+        room = dict(batch_size=batch_size, max_len=length + 1, **like)
+        forms = {  # layer, cache, multiply-adds for each token held
+            "mha": (full, KVCache(n_kv_heads=heads, d_head=width, **room), 2 * heads * width),
+            f"gqa-{few}": (grouped, KVCache(n_kv_heads=few, d_head=width, **room), 2 * heads * width),
+            "mla latent": (latent, LatentCache(latent_dim=r, **room), heads * ((r + 1) * width + r)),
+            "mla hybrid": (
+                latent,
+                HybridCache(n_heads=heads, d_head=width, latent_dim=r, **room),
+                heads * (width + r),
+            ),
+            "decoupled": (joint, JointLatentCache(latent_dim=r, d_rope=width, **room), heads * (2 * r + width)),
+        }
+        x = torch.randn(batch_size, 1, c.d_model, **like)
+        programs, work = {}, {}
+        for name, (layer, held, macs) in forms.items():
+            for buffer in held.buffers:
+                buffer.normal_()
+            held.lengths = [length] * batch_size
+            programs[name] = _forward(lambda layer=layer, held=held, x=x: layer(x, held[0]))
+            weights = sum(p.numel() for p in layer.parameters())
+            moved = weights * x.element_size() + batch_size * length * held.bytes_per_token()
+            work[name] = Work(2 * batch_size * (weights + length * macs), moved)
+        rows += measure(f"decode length={length} batch={batch_size}", programs, work, batch_size, found, seconds)
+    return rows
+
+
+# ---- the whole model
+
+
+def bench_train(
+    config: ModelConfig,
+    batch_size: int = 8,
+    seq_len: int = 256,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 10.0,
+    against: str | None = None,
+    backends: tuple[str, ...] = ("auto",),
+    compiled: bool = False,
+) -> list[Row]:
+    """A training step: loss, gradients, and one call of the same fused AdamW on every side. Built in chapter 13.
+
+    Parameters are float32; another dtype is autocast. against="transformers": DeepseekV3 with the same weights, whose
+    loss must be ours before anything is timed (ArithmeticError). compiled adds a step under torch.compile.
+    """
+    torch.manual_seed(0)
+    found, model = limits(device, dtype), LanguageModel(config, device=device).train()
+    tokens = torch.randint(0, config.vocab_size, (batch_size, seq_len), device=device)
+    targets = torch.cat((tokens[:, 1:], tokens.new_full((batch_size, 1), -1)), dim=1)
+    losses = {}
+    for name in backends:
+        losses[f"ours {name}"] = lambda name=name: _use(model, name)(tokens, targets)
+    if compiled:
+        whole = torch.compile(model)
+        losses["ours compiled"] = lambda: (_use(model, "auto"), whole(tokens, targets))[1]
+    models = dict.fromkeys(losses, model)
+    if against == "transformers":
+        peer = _peer(model)
+        losses["transformers"], models["transformers"] = (lambda: peer(input_ids=tokens, labels=tokens).loss), peer
+        ours, theirs = model(tokens, targets).item(), losses["transformers"]().item()
+        if abs(ours - theirs) > 1e-3:
+            raise ArithmeticError(f"the peer computes something else: its loss is {theirs}, ours {ours}")
+    programs = {name: _step(loss, models[name], device, dtype) for name, loss in losses.items()}
+    flops = tokens.numel() * complexity.training_flops_per_token(config, seq_len)
+    moved = 10 * 4 * complexity.parameters(config).total  # read twice, a gradient written; AdamW reads 4, writes 3
+    return measure(f"train {batch_size}x{seq_len}", programs, Work(flops, moved), tokens.numel(), found, seconds)
+
+
+def bench_decode(
+    config: ModelConfig,
+    held: int = 128,
+    new: int = 32,
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seconds: float = 5.0,
+    against: str | None = None,
+    compiled: bool = False,
+) -> list[Row]:
+    """Greedy decoding of `new` tokens behind `held` ones, with a cache. Built in chapter 14.
+
+    against="transformers": DeepseekV3 with the same weights and its own cache, which must write the same tokens.
+    """
+    torch.manual_seed(0)
+    found, model = limits(device, dtype), LanguageModel(config, device=device, dtype=dtype).eval()
+    prompt = torch.randint(0, config.vocab_size, (batch_size, held), device=device)
+    kept = model.new_cache(batch_size, held + new)
+    with torch.inference_mode():
+        first = model(prompt, cache=kept)[:, -1:].argmax(-1)
+
+    def ours(step=model):
+        kept.crop(held)
+        token, written = first, []
+        with torch.inference_mode():
+            for _ in range(new):
+                token = step(token, cache=kept)[:, -1:].argmax(-1)
+                written.append(token)
+        return torch.cat(written, dim=1)
+
+    programs: dict[str, Callable[[], Tensor]] = {"ours": ours}
+    if compiled:
+        quick = torch.compile(model)
+        programs["ours compiled"] = lambda: ours(quick)
+    if against == "transformers":
+        programs["transformers"] = _peer_decode(_peer(model).eval(), prompt, first, new)
+        if not torch.equal(ours(), programs["transformers"]()):
+            raise ArithmeticError("the peer writes other tokens from the same weights")
+    counted = complexity.parameters(config)
+    chosen = min(config.n_experts, batch_size * config.top_k) if config.ffn == "moe" else 0
+    read = counted.total - counted.routed + counted.routed * chosen / config.n_experts
+    moved = new * read * dtype.itemsize
+    moved += new * batch_size * (held + new / 2) * kept.bytes_per_token()
+    flops = new * batch_size * complexity.flops_per_token(config, held + new // 2)
+    return measure(f"decode {new} behind {held}", programs, Work(flops, moved), new * batch_size, found, seconds)
+
+
+def _use(model: LanguageModel, backend: str) -> LanguageModel:
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.backend = backend
+    return model
+
+
+def _step(loss: Callable[[], Tensor], model: nn.Module, device, dtype) -> Callable:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    kind = torch.device(device).type
+    context = nullcontext if dtype == torch.float32 else lambda: torch.autocast(kind, dtype)
+
+    def run():
+        with context():
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+# ---- the peer
+
+
+def _peer(model: LanguageModel) -> nn.Module:
+    from moemla import interop
+
+    return interop.to_deepseek_v3(model)
+
+
+def _peer_layer(config: ModelConfig, like: dict) -> nn.Module:
+    """DeepseekV3's mixture of experts with random weights, routing by its own router."""
+    peer = _peer(LanguageModel(ModelConfig.from_dict(config.to_dict() | {"n_layers": 1, "vocab_size": 8})))
+    return peer.model.layers[0].mlp.to(**like).eval()
+
+
+def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Callable[[], Tensor]:
+    from transformers import DynamicCache
+
+    kept = DynamicCache(config=peer.config)
+    with torch.inference_mode():
+        peer(input_ids=prompt, past_key_values=kept, use_cache=True)
+
+    def run():
+        kept.crop(prompt.shape[1])
+        token, written = first, []
+        with torch.inference_mode():
+            for _ in range(new):
+                token = peer(input_ids=token, past_key_values=kept, use_cache=True).logits[:, -1:].argmax(-1)
+                written.append(token)
+        return torch.cat(written, dim=1)
+
+    return run
+
+
+# ---- one call for the command line
+
+
+def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) -> results.Result:
+    """What `moemla bench` does: a `Result` whose measures are the limits and the rows. Built in chapter 14.
+
+    `chosen` are the command's other options. ValueError for those that do not go together.
+    """
+    device = str(default_device() if device is None else torch.device(device))
+    require_known(device)
+    config = _config(chosen)
+    dtype = DTYPES[chosen["dtype"]]
+    how: dict[str, Any] = dict(device=device, dtype=dtype, seconds=seconds)
+    begin = time.perf_counter()
+    if what == "moe":
+        tokens = chosen["tokens"] or (1, 16, 256, 4096)
+        require(config.ffn == "moe", "variant", chosen["variant"], "has no experts to measure")
+        rows = bench_moe(config, tokens, against=chosen["against"], **how)
+    elif what == "attention":
+        rows = bench_attention(config, chosen["tokens"] or (128, 512, 2048), chosen["batch_size"] or 1, **how)
+    elif what == "train":
+        sizes = dict(batch_size=chosen["batch_size"] or 8, seq_len=chosen["seq_len"], backends=chosen["backends"])
+        rows = bench_train(config, **sizes, against=chosen["against"], compiled=chosen["compiled"], **how)
+    else:
+        sizes = dict(batch_size=chosen["batch_size"] or 1, held=chosen["seq_len"])
+        rows = bench_decode(config, **sizes, against=chosen["against"], compiled=chosen["compiled"], **how)
+    found = limits(device, dtype)
+    measures = dict(products_flops_per_second=found.products, operation_seconds=found.operation)
+    measures |= dict(rows=[asdict(row) for row in rows])
+    settings = dict(what=what, device=device) | chosen | dict(config=config.to_dict())
+    origin = results.provenance(time.perf_counter() - begin)
+    if chosen["against"]:
+        origin["transformers"] = importlib.metadata.version("transformers")
+    kind = torch.device(device).type
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}-{kind}")
+    return results.Result("bench", name, settings, measures, origin)
+
+
+def _config(chosen: dict) -> ModelConfig:
+    changes = dict(vocab_size=chosen["vocab_size"], max_seq_len=max(512, chosen["seq_len"] + 64))
+    if chosen["d_expert"] is not None:
+        changes["d_expert"] = chosen["d_expert"]
+    if chosen["against"]:
+        changes |= dict(activation="swiglu", norm="rmsnorm", bias=False, rope_layout="interleaved")
+    return ModelConfig.preset(chosen["size"], chosen["variant"], matched=chosen["matched"], **changes)

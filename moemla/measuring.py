@@ -1,0 +1,176 @@
+"""How long programs take, and how long they would have to take.
+
+A limit is the largest of three times: the matrix products at the rate of one large product, the bytes at the rate of a
+copy of that size, the operations at what starting one costs. Whichever is largest binds; what a program takes beyond
+it could still be saved. Times are medians of interleaved rounds: a neighbour who wakes up disturbs all alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SAMPLE = 2e-3  # seconds that one sample lasts at least: shorter programs are repeated in it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured program. Built in chapter 14.
+
+    `seconds` is the median of one call and `spread` half the distance of the quartiles over it; `limit` the seconds
+    that `binds` ("products", "bytes" or "operations") would take alone. `tokens_per_second` counts what `tokens` says.
+    """
+
+    case: str
+    program: str
+    tokens: int
+    seconds: float
+    spread: float
+    rounds: int
+    limit: float | None = None
+    binds: str | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens over seconds. Built in chapter 14."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine does when it does one thing only, in one number type. Built in chapter 14.
+
+    products: FLOP/s of a large matrix product; operation: seconds to start a small operation from Python.
+    """
+
+    device: str
+    dtype: str
+    products: float
+    operation: float
+
+    def bind(self, flops: float, moved: float, operations: float) -> tuple[float, str]:
+        """(seconds, which) of the limit that takes longest for so much work. Built in chapter 14."""
+        times = {
+            "products": flops / self.products,
+            "bytes": moved / copy_rate(self.device, moved),
+            "operations": operations * self.operation,
+        }
+        binds = max(times, key=times.__getitem__)
+        return times[binds], binds
+
+
+def limits(device: torch.device | str, dtype: torch.dtype) -> Limits:
+    """Measures `Limits` here and now. Built in chapter 14."""
+    small = torch.zeros(8, device=device, dtype=dtype)
+    with torch.inference_mode():
+        (times,) = interleaved({"add": lambda: small.add(1)}, device, seconds=0.3).values()
+    return Limits(str(device), str(dtype).removeprefix("torch."), matmul_rate(device, dtype), statistics.median(times))
+
+
+@cache
+def _copy_rate(device: str, power: int) -> float:
+    source = torch.zeros(2**power // 4, device=device)
+    target = torch.empty_like(source)
+    (times,) = interleaved({"copy": lambda: target.copy_(source)}, device, seconds=0.3).values()
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def copy_rate(device: torch.device | str, moved: float) -> float:
+    """Bytes read and written per second by a copy that moves about `moved` bytes. Built in chapter 14.
+
+    Measured once for each power of two from 64 KiB to 1 GiB: small sets live in a cache.
+    """
+    power = min(30, max(16, round(moved).bit_length() - 1))
+    return _copy_rate(str(device), power - 1)
+
+
+def interleaved(
+    programs: dict[str, Callable[[], Any]], device: torch.device | str, seconds: float = 2.0, rounds: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of one call of each program, in rounds of one sample each: at least `rounds`, and for about `seconds` a
+    program. Two calls each come first and are not counted. Built in chapter 14.
+    """
+
+    def sample(program: Callable, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            program()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / repeats
+
+    repeats = {}
+    for name, program in programs.items():
+        sample(program, 1)
+        repeats[name] = max(1, min(10_000, round(SAMPLE / max(1e-9, sample(program, 1)))))
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    begin, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - begin < seconds * len(programs):
+        for name, program in programs.items():
+            times[name].append(sample(program, repeats[name]))
+        done += 1
+    return times
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations that compute something; views are free here."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def operations(program: Callable[[], Any]) -> int:
+    """How many operations one call starts. Built in chapter 14."""
+    with _Operations() as counted:
+        program()
+    return counted.count
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least a program has to do: floating-point operations, and bytes to read and write. Built in chapter 14."""
+
+    flops: float
+    moved: float
+
+
+def measure(
+    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, found: Limits, seconds: float
+) -> list[Row]:
+    """Times programs against each other and each against its limit. Built in chapter 14.
+
+    `work` is the same for all, or given by name; `tokens` is what one call handles.
+    """
+    rows = []
+    for name, times in interleaved(programs, found.device, seconds).items():
+        need = work[name] if isinstance(work, dict) else work
+        limit, binds = found.bind(need.flops, need.moved, operations(programs[name]))
+        low, median, high = statistics.quantiles(times, n=4)
+        rows.append(Row(case, name, tokens, median, (high - low) / 2 / median, len(times), limit, binds))
+    return rows
+
+
+def matmul_rate(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
+) -> float:
+    """FLOP/s of a square matrix product on this machine, the best of several. Built in chapter 13."""
+    size = size or (1024 if torch.device(device).type == "cpu" else 8192)
+    random = torch.Generator(device).manual_seed(0)  # its own, so that measuring does not move dropout's
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=random)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    return 2 * size**3 / min(seconds() for _ in range(8))
