@@ -1,5 +1,6 @@
 """Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query)."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -7,6 +8,16 @@ from torch import Tensor, nn
 
 from moemla.cache import LayerCache
 from moemla.rope import RotaryEmbedding
+
+
+def split_heads(x: Float[Tensor, "b t hk"], heads: int) -> Float[Tensor, "b h t k"]:
+    """(B, T, H K) -> (B, H, T, K), a view. Built in chapter 2."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Float[Tensor, "b h t k"]) -> Float[Tensor, "b t hk"]:
+    """(B, H, T, K) -> (B, T, H K). Built in chapter 2."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def attend(
@@ -24,8 +35,38 @@ def attend(
     replaces 1/sqrt(K).
     """
     causal = mask is None and q.shape[2] > 1
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
+    grouped, width = q.shape[1] != k.shape[1], v.shape[-1]
+    if width < q.shape[-1] and q.shape[2] > 1:  # torch's fast kernels want values as wide as keys
+        v = F.pad(v, (0, q.shape[-1] - width))
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale, enable_gqa=grouped)
+    return out[..., :width]
+
+
+def attend_shared(
+    q: Float[Tensor, "b h t k"],
+    k: Float[Tensor, "b g s k"],
+    v: Float[Tensor, "b s w"],
+    mask: Bool[Tensor, "c 1 t s"] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "b h t w"]:
+    """`attend` with values (B, S, W) that all heads share, without a copy of them for each head. Built in chapter 3.
+
+    k (B, G, S, K) with G = H, or 1 where the heads share their keys too. The scores exist as a whole: for decode.
+    """
+    heads, scale = q.shape[1], q.shape[-1] ** -0.5 if scale is None else scale
+    if k.shape[1] == 1 and q.shape[2] == 1:  # heads are further queries, and nothing stands behind them
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v.unsqueeze(1), mask, scale=scale).transpose(1, 2)
+    if k.shape[1] == 1:
+        scores = rearrange(q * scale, "b h t k -> b (h t) k") @ k.squeeze(1).mT
+        scores = rearrange(scores, "b (h t) s -> b h t s", h=heads)
+    else:
+        scores = (q * scale) @ k.mT
+    if mask is None and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    return rearrange(rearrange(weights, "b h t s -> b (h t) s") @ v, "b (h t) w -> b h t w", h=heads)
 
 
 class MultiHeadAttention(nn.Module):
@@ -64,15 +105,15 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
 
     def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
-        q = rearrange(self.q_proj(x), "b t (h k) -> b h t k", h=self.n_heads)
-        k = rearrange(self.k_proj(x), "b t (h k) -> b h t k", h=self.n_kv_heads)
-        v = rearrange(self.v_proj(x), "b t (h k) -> b h t k", h=self.n_kv_heads)
+        q = split_heads(self.q_proj(x), self.n_heads)
+        k = split_heads(self.k_proj(x), self.n_kv_heads)
+        v = split_heads(self.v_proj(x), self.n_kv_heads)
         steps, mask = x.shape[1], None
-        positions = None if cache is None else cache.positions(steps, x.device)
         if self.rope is not None:
-            q, k = self.rope(q, positions), self.rope(k, positions)
+            where = None if cache is None else cache.where(steps, x.device)
+            q, k = self.rope(q, where), self.rope(k, where)
         if cache is not None:
             mask = cache.mask(steps, x.device)
             k, v = cache.append(k, v)
         out = attend(q, k, v, mask, self.dropout if self.training else 0.0)
-        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))
+        return self.out_proj(merge_heads(out))

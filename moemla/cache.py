@@ -5,7 +5,7 @@ Every cache is a few buffers of shape (L, B, heads, S, width), allocated once; o
     KVCache           keys, values              H_kv x K each     2 H_kv K numbers per token and layer
     LatentCache       k latent, v latent        1 x R each        2 R             (the paper's, eq. 13)
     HybridCache       rotated keys, v latent    H x K and 1 x R   H K + R
-    JointLatentCache  latent, rotated key       1 x R, 1 x d_rope R + d_rope      (DeepSeek-V2)
+    JointLatentCache  latent and rotated key    1 x (R + d_rope)  R + d_rope      (DeepSeek-V2)
 
 A slot holds the token of that position, so row b sees slot s exactly when s <= its own position. Rows may have
 different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten.
@@ -63,6 +63,15 @@ class Cache:
         """
         rows = self.lengths[:1] if self.uniform else self.lengths
         return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
+
+    def where(self, steps: int, device=None) -> slice | Tensor:
+        """The same as an index into a table of positions: a slice, which takes a view, while the rows are equal.
+
+        Built in chapter 2.
+        """
+        if self.uniform:
+            return slice(self.lengths[0], self.lengths[0] + steps)
+        return self.positions(steps, device)
 
     def require_room(self, steps: int) -> None:
         """ValueError when `steps` more tokens do not fit. Built in chapter 2."""
@@ -138,9 +147,9 @@ class LayerCache:
             seen.append(layer[:, :, : cache.length + steps].to(tensor.dtype))
         return tuple(seen)
 
-    def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
-        """Positions of the next tokens, as `Cache.positions`."""
-        return self.cache.positions(steps, device)
+    def where(self, steps: int, device=None) -> slice | Tensor:
+        """Where the next tokens stand, as `Cache.where`."""
+        return self.cache.where(steps, device)
 
     def mask(self, steps: int, device=None) -> Bool[Tensor, "b 1 t s"] | None:
         """Which slots each new token may see, (B or 1, 1, T, S).
@@ -194,12 +203,12 @@ class HybridCache(Cache):
 
 
 class JointLatentCache(Cache):
-    """DeepSeek-V2's cache: one latent for K and V and one rotated key for all heads, R + d_rope numbers.
+    """DeepSeek-V2's cache: one latent for K and V, and behind it one rotated key for all heads: R + d_rope numbers.
 
-    Built in chapter 4.
+    Both stand in one array: together they are the keys of the absorbed form. Built in chapter 4.
     """
 
     def __init__(
         self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, d_rope: int, dtype=None, device=None
     ):
-        super().__init__(n_layers, batch_size, max_len, ((1, latent_dim), (1, d_rope)), dtype, device)
+        super().__init__(n_layers, batch_size, max_len, ((1, latent_dim + d_rope),), dtype, device)

@@ -77,7 +77,10 @@ def gather(x, w_in, w_out, index, gate, activation):
     if rows == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         chosen = index[0].tolist()
         hidden = activate(torch.cat([x @ w_in[e] for e in chosen]), activation) * gate.T  # (A, F)
-        return sum(part @ w_out[e] for part, e in zip(hidden.split(1), chosen, strict=True))
+        out = hidden[:1] @ w_out[chosen[0]]
+        for j in range(1, top_k):
+            out.addmm_(hidden[j : j + 1], w_out[chosen[j]])
+        return out
     first, second = w_in[index.flatten()], w_out[index.flatten()]
     z = torch.bmm(x.repeat_interleave(top_k, dim=0).unsqueeze(1), first)  # (N A, 1, F)
     hidden = activate(z, activation) * gate.reshape(-1, 1, 1)
@@ -133,7 +136,7 @@ class _Grouped(torch.autograd.Function):
             each = torch.linalg.vecdot(dhidden, hidden)
             dgate = each.index_select(0, slots.place).view_as(gate)
         weight = gate.flatten().index_select(0, slots.order)[:, None]
-        dz = activation_gradient(z, dhidden * weight, ctx.activation)
+        dz = activation_gradient(z, dhidden.mul_(weight), ctx.activation)
         dw_out = slots.product_of_blocks(hidden * weight, dy) if ctx.needs_input_grad[2] else None
         dw_in = slots.product_of_blocks(x.index_select(0, slots.token), dz) if ctx.needs_input_grad[1] else None
         dx = slots.combine(slots.product(dz, w_in.mT)) if ctx.needs_input_grad[0] else None
@@ -202,10 +205,10 @@ def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -
     products, `grouped` moves each row A times) until it is measured there.
     """
     (n_experts, width, d_model), n_tokens = w_out.shape, x.shape[0]
-    if torch.compiler.is_compiling():
-        return "masked"
     if n_tokens <= FEW_TOKENS and not torch.is_grad_enabled() and top_k * n_tokens < n_experts:
         return "gather"
+    if torch.compiler.is_compiling():
+        return "masked"
     if x.device.type != "cpu":
         return "masked" if width <= NARROW else "grouped"
     work = n_experts * width * d_model * (n_tokens + WEIGHTS_AS_TOKENS)

@@ -29,7 +29,11 @@ def activation_gradient(
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(upstream, z)
     gate, value = z.chunk(2, dim=-1)
-    return torch.cat((torch.ops.aten.silu_backward(upstream * value, gate), upstream * F.silu(gate)), dim=-1)
+    out = torch.empty_like(z)
+    first, second = out.chunk(2, dim=-1)
+    torch.mul(upstream, F.silu(gate), out=second)
+    torch.ops.aten.silu_backward.grad_input(upstream * value, gate, grad_input=first)
+    return out
 
 
 def width_in(d_ff: int, activation: str) -> int:

@@ -7,11 +7,10 @@ beside it, so that neither is rebuilt.
 """
 
 import torch
-from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moemla.attention import attend
+from moemla.attention import attend, attend_shared, merge_heads, split_heads
 from moemla.cache import HybridCache, LayerCache
 from moemla.rope import RotaryEmbedding
 
@@ -21,9 +20,8 @@ def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj
 
     Exact because attention weights sum to one, so that v_up's bias passes through; wrong under dropout of the weights.
     """
-    weight = rearrange(v_up.weight, "(h k) r -> h k r", h=context.shape[1])
-    value = einsum(context, weight, "b h t r, h k r -> b t h k")
-    value = rearrange(value, "b t h k -> b t (h k)")
+    weight = v_up.weight.unflatten(0, (context.shape[1], -1)).mT  # (H, R, K)
+    value = merge_heads(context @ weight)
     return out_proj(value if v_up.bias is None else value + v_up.bias)
 
 
@@ -75,35 +73,31 @@ class MultiHeadLatentAttention(nn.Module):
         self.v_up = nn.Linear(latent_dim, n_heads * d_head, **how)
         self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
 
-    def _heads(self, x: Float[Tensor, "b t hk"]) -> Float[Tensor, "b h t k"]:
-        return rearrange(x, "b t (h k) -> b h t k", h=self.n_heads)
-
-    def _rotate(self, x: Float[Tensor, "b h t k"], positions=None) -> Float[Tensor, "b h t k"]:
-        return x if self.rope is None else self.rope(x, positions)
+    def _rotate(self, x: Float[Tensor, "b h t k"], where: slice | Tensor | None = None) -> Float[Tensor, "b h t k"]:
+        return x if self.rope is None else self.rope(x, where)
 
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
     ) -> Float[Tensor, "b t d"]:
         steps, mask = x.shape[1], None
         k_latent, v_latent = self.k_down(x), self.v_down(x)  # C^K, C^V (B, T, R), eq. 13
-        positions = None if cache is None else cache.positions(steps, x.device)
-        q = self._rotate(self._heads(self.q_proj(x)), positions)
+        where = None if cache is None else cache.where(steps, x.device)
+        q = self._rotate(split_heads(self.q_proj(x), self.n_heads), where)
         if cache is None:
-            k = self._rotate(self._heads(self.k_up(k_latent)))
+            k = self._rotate(split_heads(self.k_up(k_latent), self.n_heads))
         else:
             mask = cache.mask(steps, x.device)
             if isinstance(cache.cache, HybridCache):
-                k = self._rotate(self._heads(self.k_up(k_latent)), positions)
+                k = self._rotate(split_heads(self.k_up(k_latent), self.n_heads), where)
                 k, v_latent = cache.append(k, v_latent.unsqueeze(1))
             else:
                 k_latent, v_latent = cache.append(k_latent.unsqueeze(1), v_latent.unsqueeze(1))
-                k = self._rotate(self._heads(self.k_up(k_latent.squeeze(1))))  # slot s holds position s
+                k = self._rotate(split_heads(self.k_up(k_latent.squeeze(1)), self.n_heads))  # slot s holds position s
             v_latent = v_latent.squeeze(1)
         if cache is not None and use_absorbed(absorb, steps, self):
-            shared = v_latent.unsqueeze(1).expand(-1, self.n_heads, -1, -1)
-            return absorbed_output(attend(q, k, shared, mask), self.v_up, self.out_proj)
-        out = attend(q, k, self._heads(self.v_up(v_latent)), mask, self.dropout if self.training else 0.0)
-        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))
+            return absorbed_output(attend_shared(q, k, v_latent, mask), self.v_up, self.out_proj)
+        out = attend(q, k, split_heads(self.v_up(v_latent), self.n_heads), mask, self.dropout if self.training else 0.0)
+        return self.out_proj(merge_heads(out))
 
 
 class DecoupledLatentAttention(nn.Module):
@@ -146,23 +140,26 @@ class DecoupledLatentAttention(nn.Module):
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
     ) -> Float[Tensor, "b t d"]:
         steps, mask = x.shape[1], None
-        positions = None if cache is None else cache.positions(steps, x.device)
-        q = rearrange(self.q_proj(x), "b t (h k) -> b h t k", h=self.n_heads)
+        q = split_heads(self.q_proj(x), self.n_heads)
         q_nope, q_rope = q.split((self.d_nope, self.d_rope), dim=-1)
-        q_rope = self.rope(q_rope, positions)
         latent, k_rope = self.kv_down(x).split((self.latent_dim, self.d_rope), dim=-1)
-        latent, k_rope = self.kv_norm(latent).unsqueeze(1), self.rope(k_rope.unsqueeze(1), positions)
+        where = None if cache is None else cache.where(steps, x.device)
+        turned = self.rope(torch.cat((q_rope, k_rope.unsqueeze(1)), dim=1), where)  # (B, H + 1, T, d_rope)
+        q_rope, k_rope = turned[:, :-1], turned[:, -1:]
+        joint = torch.cat((self.kv_norm(latent).unsqueeze(1), k_rope), dim=-1)  # (B, 1, T, R + d_rope)
         if cache is not None:
             mask = cache.mask(steps, x.device)
-            latent, k_rope = cache.append(latent, k_rope)  # (B, 1, S, R), (B, 1, S, d_rope)
+            (joint,) = cache.append(joint)  # (B, 1, S, R + d_rope)
         if cache is not None and use_absorbed(absorb, steps, self):
-            weight = rearrange(self.k_up.weight, "(h k) r -> h k r", h=self.n_heads)
-            q = torch.cat((einsum(q_nope, weight, "b h t k, h k r -> b h t r"), q_rope), dim=-1)
-            context = attend(q, torch.cat((latent, k_rope), dim=-1), latent, mask, scale=self.scale)
+            weight = self.k_up.weight.unflatten(0, (self.n_heads, -1))  # (H, d_nope, R)
+            q = torch.cat((q_nope @ weight, q_rope), dim=-1)
+            context = attend_shared(q, joint, joint[:, 0], mask, self.scale)[..., : self.latent_dim]
             return absorbed_output(context, self.v_up, self.out_proj)
-        k_nope = rearrange(self.k_up(latent.squeeze(1)), "b s (h k) -> b h s k", h=self.n_heads)
-        v = rearrange(self.v_up(latent.squeeze(1)), "b s (h k) -> b h s k", h=self.n_heads)
-        k = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
+        latent, k_rope = joint.split((self.latent_dim, self.d_rope), dim=-1)  # (B, 1, S, R), (B, 1, S, d_rope)
+        latent, k_rope = latent.squeeze(1), k_rope.expand(-1, self.n_heads, -1, -1)
+        k_nope = split_heads(self.k_up(latent), self.n_heads)
+        v = split_heads(self.v_up(latent), self.n_heads)
+        k = torch.cat((k_nope, k_rope), dim=-1)
         q = torch.cat((q_nope, q_rope), dim=-1)
         out = attend(q, k, v, mask, self.dropout if self.training else 0.0, self.scale)
-        return self.out_proj(rearrange(out, "b h t k -> b t (h k)"))
+        return self.out_proj(merge_heads(out))

@@ -6,37 +6,47 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 1024  # rows of logits alive at once
+CHUNK = 512  # rows of logits alive at once
+LINE = 64  # bytes: products into rows that begin on a cache line are up to a third faster (V = 50,257 is odd)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, targets, chunk):
+    def forward(ctx, x, weight, targets, chunk, compute):
+        rows, vocab = min(chunk, len(x)), len(weight)
         valid = targets >= 0
         count = valid.sum().clamp(min=1)
-        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        precise = torch.float64 if compute == torch.float64 else torch.float32
         total = torch.zeros((), dtype=precise, device=x.device)
-        needs = ctx.needs_input_grad
-        dx = torch.empty_like(x) if needs[0] else None
-        dweight = torch.zeros_like(weight, dtype=precise) if needs[1] else None
-        for start in range(0, x.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = (x[rows] @ weight.T).to(precise)
-            kept, target = valid[rows, None], targets[rows, None].clamp(min=0)
-            slope = logits.softmax(-1)
-            largest, place = logits.max(-1, keepdim=True)
-            logsumexp = (
-                largest - slope.gather(1, place).log()
-            )  # the largest probability is at least 1/V: safe to take the log of
-            total += ((logsumexp - logits.gather(1, target)) * kept).sum()
-            if dx is None and dweight is None:
+        wants_dx, wants_dweight = ctx.needs_input_grad[:2]
+        dx = torch.empty_like(x) if wants_dx else None
+        dweight = torch.zeros_like(weight, dtype=precise) if wants_dweight else None
+        inputs, matrix = x.to(compute), weight.to(compute)
+        line = LINE // compute.itemsize
+        padded = inputs.new_full((rows, (vocab + line - 1) // line * line), -torch.inf)  # softmax gives these 0
+        for start in range(0, len(x), chunk):
+            part = inputs[start : start + chunk]
+            here = slice(start, start + len(part))
+            if torch.compiler.is_compiling():  # lays out its own memory
+                logits = part @ matrix.T
+            else:
+                logits = padded[: len(part)]
+                torch.mm(part, matrix.T, out=logits[:, :vocab])
+            scores = logits.log_softmax(-1, dtype=precise)
+            kept, target = valid[here, None], targets[here, None].clamp(min=0)
+            total -= (scores.gather(1, target) * kept).sum()
+            if not (wants_dx or wants_dweight):
                 continue
-            slope.scatter_add_(1, target, slope.new_full((1, 1), -1.0).expand_as(target))  # softmax - one-hot
-            slope = slope.mul_(kept.to(precise) / count).to(x.dtype)
-            if dx is not None:
-                torch.mm(slope, weight, out=dx[rows])
-            if dweight is not None:
-                dweight += slope.T @ x[rows]
+            slope = scores.exp_().scatter_add_(1, target, scores.new_full((1, 1), -1.0).expand_as(target))
+            slope = slope[:, :vocab].to(compute)  # softmax - one-hot
+            if wants_dx:
+                dx[here] = (slope @ matrix).to(precise) * (kept.to(precise) / count)
+            if wants_dweight and compute == precise:
+                dweight.addmm_(slope.T, part * kept)
+            elif wants_dweight:
+                dweight += slope.T @ (part * kept)
+        if wants_dweight:
+            dweight /= count
         ctx.save_for_backward(dx, dweight)
         ctx.weight_dtype = weight.dtype
         return total / count
@@ -48,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx, dweight = ctx.saved_tensors
         dx = None if dx is None else dx * upstream.to(dx.dtype)
         dweight = None if dweight is None else (dweight * upstream.to(dweight.dtype)).to(ctx.weight_dtype)
-        return dx, dweight, None, None
+        return dx, dweight, None, None, None
 
 
 def linear_cross_entropy(
@@ -62,4 +72,6 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
         x, weight = x.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(x, weight, targets, chunk)
+    kind = x.device.type
+    narrow = kind != "meta" and torch.is_autocast_enabled(kind)
+    return _LinearCrossEntropy.apply(x, weight, targets, chunk, torch.get_autocast_dtype(kind) if narrow else x.dtype)

@@ -151,12 +151,8 @@ class LanguageModel(nn.Module):
             valid = torch.arange(steps, device=tokens.device) < lengths.to(tokens.device)[:, None]
         x = self.embedding(tokens)
         if self.position is not None:
-            where = (
-                torch.arange(steps, device=tokens.device)[None]
-                if cache is None
-                else cache.positions(steps, tokens.device)
-            )
-            x = x + self.position(where)
+            where = slice(0, steps) if cache is None else cache.where(steps, tokens.device)
+            x = x + self.position.weight[where]
         for layer, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[layer], valid)
         if cache is not None:

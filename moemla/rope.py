@@ -55,6 +55,8 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        if layout not in ("halves", "interleaved"):
+            raise ValueError(f"layout={layout!r}: choose 'halves' or 'interleaved'")
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:
@@ -72,6 +74,9 @@ class RotaryEmbedding(nn.Module):
         device = torch.get_default_device() if device is None else device
         self.register_buffer("cos", angles.cos().to(dtype).to(device), persistent=False)
         self.register_buffer("sin", angles.sin().to(dtype).to(device), persistent=False)
+        # The same for x * stay + swapped(x) * swap, which takes three operations in place of eight.
+        self.register_buffer("stay", _widen(self.cos, self.cos, self.layout), persistent=False)
+        self.register_buffer("swap", _widen(-self.sin, self.sin, self.layout), persistent=False)
 
     def _apply(self, fn, recurse=True):
         super()._apply(at_least_float32(fn), recurse)
@@ -79,23 +84,39 @@ class RotaryEmbedding(nn.Module):
             self._fill(self.cos.device, self.cos.dtype)
         return self
 
-    def _turns(self, positions: Int[Tensor, "c t"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (C, T, K/2) of the angles at these positions."""
-        if self.inv_freq is None:
-            return self.cos[positions], self.sin[positions]
-        angles = positions[..., None] * self.inv_freq
+    def _turns(self, where: slice | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (C, T, K/2) from learnable frequencies."""
+        if isinstance(where, slice):
+            where = torch.arange(where.start, where.stop, device=device)[None]
+        angles = where[..., None] * self.inv_freq
         return angles.cos(), angles.sin()
 
     def forward(
-        self, x: Float[Tensor, "b h t k"], positions: Int[Tensor, "c t"] | None = None
+        self, x: Float[Tensor, "b h t k"], positions: slice | Int[Tensor, "c t"] | None = None
     ) -> Float[Tensor, "b h t k"]:
-        """Turns x (B, H, T, K) by its positions ((B or 1, T); default 0 .. T-1). ValueError for more than max_seq_len
-        of them; IndexError for a given position outside the table.
+        """Turns x (B, H, T, K) by its positions ((B or 1, T), or a slice; default 0 .. T-1). ValueError for more than
+        max_seq_len of them; IndexError for a given position outside the table.
         """
-        steps = x.shape[2]
-        if positions is None and steps > self.max_seq_len:
-            raise ValueError(f"{steps} positions are more than max_seq_len={self.max_seq_len}")
-        if positions is None and self.inv_freq is None:
-            return apply_rope(x, self.cos[None, :steps], self.sin[None, :steps], self.layout)
-        positions = torch.arange(steps, device=x.device)[None] if positions is None else positions
-        return apply_rope(x, *self._turns(positions), self.layout)
+        where = slice(0, x.shape[2]) if positions is None else positions
+        if isinstance(where, slice) and where.stop > self.max_seq_len:
+            raise ValueError(f"{where.stop} positions are more than max_seq_len={self.max_seq_len}")
+        if self.inv_freq is not None:
+            return apply_rope(x, *self._turns(where, x.device), self.layout)
+        stay, swap = self.stay[where], self.swap[where]  # (T, K), or (C, T, K)
+        if stay.dim() == 3:
+            stay, swap = stay.unsqueeze(1), swap.unsqueeze(1)
+        turned = torch.addcmul(x * stay, _swapped(x, self.layout), swap)
+        return turned.to(x.dtype)
+
+
+def _widen(first: Float[Tensor, "s half"], second: Float[Tensor, "s half"], layout: str) -> Float[Tensor, "s k"]:
+    """Numbers of the pairs' first and second dimensions, each at its dimension's place."""
+    return torch.stack((first, second), dim=1 if layout == "halves" else 2).flatten(1)
+
+
+def _swapped(x: Float[Tensor, "b h t k"], layout: str) -> Float[Tensor, "b h t k"]:
+    """x with the two dimensions of each pair exchanged."""
+    half = x.shape[-1] // 2
+    if layout == "halves":
+        return x.unflatten(-1, (2, half)).flip(-2).flatten(-2)
+    return x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)

@@ -5,6 +5,7 @@ paper uses the biased one for both (`bias_in_gate=True`); Wang et al. (arXiv 240
 it out of the gate.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,15 +21,23 @@ class Routing:
     """What the router decided for N tokens. Built in chapter 6.
 
     index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
-    for auxiliary losses and for looking at; logits (N, E); counts (E,): tokens for each expert, padding left out.
+    for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None.
     """
 
     index: Int[Tensor, "n a"]
     gate: Float[Tensor, "n a"]
     probabilities: Float[Tensor, "n e"]
     logits: Float[Tensor, "n e"]
-    counts: Int[Tensor, "e"]
     valid: Bool[Tensor, "n"] | None = None
+
+    @property
+    def counts(self) -> Int[Tensor, "e"]:
+        """Tokens for each expert (E,), padding left out. Built in chapter 6."""
+        one = torch.ones_like(self.index)
+        if self.valid is not None:
+            one = one * self.valid[:, None]
+        counts = torch.zeros(self.logits.shape[-1], dtype=torch.int64, device=self.index.device)
+        return counts.scatter_add(0, self.index.flatten(), one.flatten())
 
 
 def route(
@@ -61,14 +70,11 @@ def route(
     gate = plain.gather(-1, index)
     if renormalise:
         gate = gate / gate.sum(-1, keepdim=True).clamp(min=torch.finfo(gate.dtype).tiny)
-    gate = gate * routed_scale
-    one = torch.ones_like(index)
+    if routed_scale != 1:
+        gate = gate * routed_scale
     if valid is not None:
         gate = gate * valid[:, None]
-        one = one * valid[:, None]
-    counts = torch.zeros(n_experts, dtype=torch.int64, device=logits.device)
-    counts = counts.scatter_add(0, index.flatten(), one.flatten())
-    return Routing(index, gate, plain, logits, counts, valid)
+    return Routing(index, gate, plain, logits, valid)
 
 
 def margin_histogram(
@@ -162,7 +168,8 @@ class Router(nn.Module):
 
     def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
         flat = rearrange(x, "... d -> (...) d")
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # there is none for meta tensors
+        kind = "cpu" if x.is_meta else x.device.type  # there is no autocast for meta tensors
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             logits = flat.to(self.weight.dtype) @ self.weight.T
         valid = None if valid is None else valid.flatten()
         self.last = route(logits, self.bias, self.top_k, valid=valid, **self.how)

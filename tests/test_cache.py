@@ -10,7 +10,7 @@ KINDS = {
     "kv": (lambda **how: KVCache(n_kv_heads=3, d_head=4, **how), [(3, 4), (3, 4)]),
     "latent": (lambda **how: LatentCache(latent_dim=5, **how), [(1, 5), (1, 5)]),
     "hybrid": (lambda **how: HybridCache(n_heads=3, d_head=4, latent_dim=5, **how), [(3, 4), (1, 5)]),
-    "joint": (lambda **how: JointLatentCache(latent_dim=5, d_rope=6, **how), [(1, 5), (1, 6)]),
+    "joint": (lambda **how: JointLatentCache(latent_dim=5, d_rope=6, **how), [(1, 11)]),
 }
 
 

@@ -39,6 +39,32 @@ def test_equals_cross_entropy(chunk, ignored):
         close(a, b, 1e-13)
 
 
+@pytest.mark.parametrize("v", [1, 15, 16, 17, 40])
+def test_any_vocabulary(v):
+    """Rows of logits are padded to whole cache lines: whatever stands there counts for nothing."""
+    x, weight, targets = example(v=v, ignored=(3,))
+    ours, theirs = linear_cross_entropy(x, weight, targets, 4), plain(x, weight, targets)
+    close(ours, theirs, 1e-14)
+    pairs = zip(torch.autograd.grad(ours, (x, weight)), torch.autograd.grad(theirs, (x, weight)), strict=True)
+    for a, b in pairs:
+        close(a, b, 1e-13)
+
+
+def test_autocast_computes_narrow_and_keeps_wide_gradients():
+    """The mean over 11 rows is no power of two: divided by in 16 bits, every gradient would be off by the same part."""
+    x, weight, targets = example(n=11, d=32, v=48, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = linear_cross_entropy(x, weight, targets)
+    exact = plain(x, weight, targets)
+    assert narrow.dtype == torch.float32
+    close(narrow, exact, 0.02)
+    for a, b in zip(torch.autograd.grad(narrow, (x, weight)), torch.autograd.grad(exact, (x, weight)), strict=True):
+        assert a.dtype == torch.float32
+        close(a, b, 0.02, scale=0)
+        ratio = (a * b).sum() / (b * b).sum()
+        assert abs(ratio.item() - 1) < 2e-3
+
+
 @pytest.mark.parametrize("ignored", [(), (1, 4), range(5)])
 def test_gradcheck(ignored):
     x, weight, targets = example(n=5, d=3, v=4, ignored=ignored)

@@ -1,0 +1,126 @@
+"""The bench measures what it says: every program computes the same, and results can be kept."""
+
+import json
+
+import pytest
+import torch
+
+from moemla import bench, experts
+from moemla.cli import main
+from moemla.config import ModelConfig
+from moemla.experiments import results
+from moemla.measuring import Limits
+
+
+@pytest.fixture(autouse=True)
+def quick_limits(monkeypatch):
+    monkeypatch.setattr(bench, "limits", lambda device, dtype: Limits(str(device), str(dtype), 1e11, 1e-6))
+
+
+def small(**changes) -> ModelConfig:
+    given = dict(vocab_size=64, max_seq_len=96, n_layers=1, d_model=16, n_heads=4, n_experts=8, top_k=2, d_expert=8)
+    return ModelConfig(**given | changes)
+
+
+def by_case(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row.case, {})[row.program] = row
+    return found
+
+
+def test_moe_measures_every_back_end_the_layer_and_the_dense_one():
+    found = by_case(bench.bench_moe(small(), tokens=(1, 20), seconds=0.0))
+    assert set(found["routed forward n=1"]) == set(experts.BACKENDS)
+    assert set(found["layer forward+backward n=20"]) == set(found["dense forward n=20"]) == {"ours"}
+    assert "routed forward+backward n=1" not in found  # nobody trains on one token
+    assert "routed forward+backward n=20" in found
+    for case, programs in found.items():
+        for row in programs.values():
+            assert row.seconds > 0 and row.limit > 0, case
+            assert row.binds in ("products", "bytes", "operations")
+
+
+def test_moe_leaves_out_what_would_take_too_long():
+    slow = Limits("cpu", "float32", products=1e6, operation=1e-6)
+    w_in = torch.empty(8, 16, 8)
+    assert not bench._affordable("masked", 10_000, w_in, 2, slow)
+    assert bench._affordable("masked", 10, w_in, 2, slow)
+    assert not bench._affordable("gather", 10**6, w_in, 2, slow)
+    assert bench._affordable("grouped", 10**6, w_in, 2, slow)
+
+
+def test_attention_measures_every_form_at_every_length():
+    found = by_case(bench.bench_attention(small(), lengths=(3, 9), batch_size=2, seconds=0.0))
+    assert list(found) == ["decode length=3 batch=2", "decode length=9 batch=2"]
+    for programs in found.values():
+        assert set(programs) == {"mha", "gqa-1", "mla latent", "mla hybrid", "decoupled"}
+
+
+def test_train_takes_real_steps_and_restores_nothing(monkeypatch):
+    seen = []
+    original = bench._step
+
+    def spy(loss, *rest):
+        run = original(loss, *rest)
+
+        def noted():
+            seen.append(loss().item())
+            run()
+
+        return noted
+
+    monkeypatch.setattr(bench, "_step", spy)
+    rows = bench.bench_train(small(), batch_size=2, seq_len=8, seconds=0.0, backends=("masked", "loop"))
+    assert [row.program for row in rows] == ["ours masked", "ours loop"]
+    assert rows[0].tokens == 16
+    assert len(set(seen)) > 3  # the weights move
+
+
+def test_decode_writes_the_greedy_tokens_each_time():
+    (row,) = bench.bench_decode(small(), held=5, new=4, seconds=0.0)
+    assert (row.program, row.tokens) == ("ours", 4)
+
+
+@pytest.mark.parametrize("what", ["train", "decode"])
+def test_a_peer_that_computes_something_else_is_noticed(what, monkeypatch):
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, **how):
+        return type("Out", (), {"loss": self.weight.sum() + 5.0})
+
+    Other.forward = forward
+    monkeypatch.setattr(bench, "_peer", lambda model: Other())
+    monkeypatch.setattr(bench, "_peer_decode", lambda *a: lambda: torch.full((1, 4), -1))
+    measure = dict(train=bench.bench_train, decode=bench.bench_decode)[what]
+    sizes = dict(batch_size=2, seq_len=8) if what == "train" else dict(held=5, new=4)
+    with pytest.raises(ArithmeticError, match="the peer"):
+        measure(small(), against="transformers", seconds=0.0, **sizes)
+
+
+def test_the_command_prints_and_keeps(tmp_path, capsys):
+    call = ["bench", "attention", "--tokens", "8", "--seconds", "0", "--device", "cpu", "--folder", str(tmp_path)]
+    assert main(call) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("decode length=8 batch=1") and out.count("*") == 1
+    (result,) = results.load(tmp_path, "bench")
+    assert result.settings["config"]["d_model"] == 128
+    assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
+    assert main([*call, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measures"]["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "moe", "--variant", "mha"], "variant='mha': has no experts"),
+        (["bench", "moe", "--device", "mps"], "device='mps'"),
+        (["bench", "train", "--d-expert", "0"], "d_expert=0"),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err

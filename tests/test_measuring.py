@@ -1,0 +1,71 @@
+"""The clockwork of the bench: what is counted is what runs, what binds is what takes longest."""
+
+import time
+
+import pytest
+import torch
+
+from moemla import measuring
+from moemla.measuring import Limits, Row, Work, copy_rate, interleaved, limits, matmul_rate, measure, operations
+
+
+def test_rounds_are_interleaved_and_each_program_has_its_time():
+    order = []
+
+    def program(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    times = interleaved({"quick": program("q", 0.004), "slow": program("s", 0.012)}, "cpu", seconds=0.01, rounds=3)
+    assert order[4:10] == ["q", "s"] * 3  # after two calls of each
+    assert len(times["quick"]) == len(times["slow"]) >= 3
+    assert all(0.004 <= t < 0.012 for t in times["quick"])
+    assert all(t >= 0.012 for t in times["slow"])
+
+
+def test_short_programs_are_repeated_in_a_sample():
+    calls = []
+    times = interleaved({"short": lambda: calls.append(1)}, "cpu", seconds=0.0, rounds=4)["short"]
+    assert len(times) == 4
+    assert len(calls) > 1000
+    assert max(times) < 1e-4
+
+
+def test_operations_are_counted_and_views_are_not():
+    x = torch.ones(4, 6)
+    assert operations(lambda: x + 1) == 1
+    assert operations(lambda: x.view(24).T.unsqueeze(0)[0]) == 0
+    assert operations(lambda: ((x + 1).view(6, 4) * 2).sum()) == 3
+
+
+def test_the_longest_of_three_times_binds(monkeypatch):
+    monkeypatch.setattr(measuring, "copy_rate", lambda device, moved: 100.0)
+    found = Limits("cpu", "float32", products=1000.0, operation=0.5)
+    assert found.bind(flops=9000, moved=100, operations=2) == (9.0, "products")
+    assert found.bind(flops=90, moved=800, operations=2) == (8.0, "bytes")
+    assert found.bind(flops=90, moved=100, operations=20) == (10.0, "operations")
+
+
+def test_rates_of_this_machine_are_plausible():
+    found = limits("cpu", torch.float32)
+    assert 1e8 < found.products < 1e14
+    assert 1e-8 < found.operation < 1e-2
+    assert 1e7 < copy_rate("cpu", 1e6) < 1e13
+    assert copy_rate("cpu", 1.1e6) == copy_rate("cpu", 1.2e6)  # one measurement for a power of two
+    assert 1e7 < matmul_rate("cpu", torch.float32, size=64) < 1e14
+
+
+def test_rows_carry_their_own_work():
+    found = Limits("cpu", "float32", products=1e9, operation=1e-9)
+    programs = {"a": lambda: time.sleep(0.001), "b": lambda: time.sleep(0.003)}
+    work = {"a": Work(1e6, 0), "b": Work(5e6, 0)}
+    a, b = measure("naps", programs, work, tokens=6, found=found, seconds=0.02)
+    assert (a.program, b.program, a.case) == ("a", "b", "naps")
+    assert a.seconds < b.seconds
+    assert (a.limit, b.limit) == (pytest.approx(1e-3), pytest.approx(5e-3))
+    assert a.binds == b.binds == "products"
+    assert a.tokens_per_second == pytest.approx(6 / a.seconds)
+    assert isinstance(a, Row) and a.spread >= 0 and a.rounds >= 5
