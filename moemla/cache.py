@@ -11,6 +11,8 @@ A slot holds the token of that position, so row b sees slot s exactly when s <= 
 different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten.
 """
 
+from copy import copy
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -106,6 +108,21 @@ class Cache:
         index = torch.as_tensor(rows, dtype=torch.long, device=self.buffers[0].device)
         self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
         self.lengths = [self.lengths[row] for row in index.tolist()]
+
+    def copy(self, max_len: int | None = None) -> "Cache":
+        """The same tokens in a storage of their own, with room for `max_len`: a prefix to go on from more than once.
+
+        Built in chapter 2.
+        """
+        twin = copy(self)
+        twin.max_len = self.max_len if max_len is None else max_len
+        twin.require_room(0)
+        twin.lengths = list(self.lengths)
+        held = self.length
+        twin.buffers = tuple(b.new_zeros(*b.shape[:3], twin.max_len, b.shape[4]) for b in self.buffers)
+        for ours, theirs in zip(twin.buffers, self.buffers, strict=True):
+            ours[:, :, :, :held] = theirs[:, :, :, :held]
+        return twin
 
     def bytes_per_token(self) -> int:
         """Bytes that one token takes in all layers, counted from the storage. Built in chapter 2."""

@@ -39,11 +39,13 @@ def filter_logits(
 def _draw(logits, temperature, top_k, top_p, generators) -> Int[Tensor, "b"]:
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = filter_logits(logits, temperature, top_k, top_p).exp().cpu()
-    drawn = [
-        torch.multinomial(row, 1, generator=generator) for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return torch.cat(drawn).to(logits.device)
+    places = None
+    if top_k is not None:  # the others cannot be drawn: they need no probability
+        logits, places = logits.topk(max(0, min(top_k, logits.shape[-1])))
+    probabilities = filter_logits(logits.cpu(), temperature, top_k, top_p).exp()
+    pairs = zip(probabilities, generators, strict=True)
+    drawn = torch.stack([torch.multinomial(row, 1, generator=generator) for row, generator in pairs])
+    return drawn.squeeze(1) if places is None else places.gather(1, drawn.to(places.device)).squeeze(1)
 
 
 @torch.inference_mode()
@@ -54,18 +56,21 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = 50,
     top_p: float | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     use_cache: bool = True,
     stop: int | None = None,
+    cache: Cache | None = None,
     on_token: Callable[[list[int | None]], None] | None = None,
 ) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
     """Continues prompts: a tensor (B, T) or a list of 1-D prompts of any lengths; returns prompt and continuation, of
     the same kind.
 
-    temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b, so a story does not depend on its
-    neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is called at each step
-    with a token for each row, None for a row that has ended. A row ends early at max_seq_len. ValueError for an
-    empty prompt, one with no room left, or a token outside the vocabulary. Built in chapter 5.
+    temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b or with seed[b], so a story does
+    not depend on its neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is
+    called at each step with a token for each row, None for a row that has ended. A row ends early at max_seq_len.
+    `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed, and the
+    cache stays as it was, for the next call. ValueError for an empty prompt, one with no room left, a token outside the
+    vocabulary, or a cache that holds more than a prompt's beginning. Built in chapter 5.
     """
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
@@ -79,10 +84,16 @@ def generate(
     limit, longest = model.config.max_seq_len, max(map(len, prompts))
     if longest + (max_new_tokens > 0) > limit:
         raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
+    seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
+    generators = [torch.Generator().manual_seed(number) for number in seeds]
     texts = [prompt.tolist() for prompt in prompts]
     ends = [min(len(text) + max_new_tokens, limit) for text in texts]
-    cache = model.new_cache(len(texts), max(ends)) if use_cache and max_new_tokens else None
+    if cache is not None:
+        cache = _own(cache, texts, max(ends))
+    elif use_cache and max_new_tokens:
+        cache = model.new_cache(len(texts), max(ends))
     active = list(range(len(texts))) if max_new_tokens else []  # the rows that still write; the cache holds just these
     was_training = model.training
     model.eval()
@@ -106,12 +117,28 @@ def generate(
     return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
 
 
+def _own(cache: Cache, texts: list[list[int]], max_len: int) -> Cache:
+    """A copy of the given cache with a row for each text and room for what comes."""
+    if cache.batch_size not in (1, len(texts)):
+        raise ValueError(f"cache: has {cache.batch_size} rows for {len(texts)} prompts; it needs one for each, or one")
+    rows = range(len(texts)) if cache.batch_size == len(texts) else [0] * len(texts)
+    for text, row in zip(texts, rows, strict=True):
+        if cache.lengths[row] >= len(text):
+            raise ValueError(f"cache: holds {cache.lengths[row]} tokens, and the prompt must go on behind them")
+    cache = cache.copy(max(max_len, cache.length))
+    cache.select(list(rows))
+    return cache
+
+
 def _next_logits(model: LanguageModel, texts: list[list[int]], cache: Cache | None) -> Float[Tensor, "b v"]:
     """Logits (B, V) behind each text; with a cache only of what it does not hold yet."""
     held = cache.lengths if cache is not None else [0] * len(texts)
-    new = [torch.tensor(text[begin:]) for text, begin in zip(texts, held, strict=True)]
-    lengths = torch.tensor([len(tokens) for tokens in new])
+    new = [text[begin:] for text, begin in zip(texts, held, strict=True)]
     device = model.embedding.weight.device
-    padded = torch.nn.utils.rnn.pad_sequence(new, batch_first=True).to(device)
-    logits = model(padded, cache=cache, lengths=lengths)
-    return logits[torch.arange(len(new), device=device), (lengths - 1).to(device)]
+    if len(set(map(len, new))) == 1:
+        x = model.features(torch.tensor(new, device=device), cache=cache)[:, -1]
+        return model.head(x)
+    lengths = torch.tensor([len(tokens) for tokens in new])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(tokens) for tokens in new], batch_first=True).to(device)
+    x = model.features(padded, cache=cache, lengths=lengths)
+    return model.head(x[torch.arange(len(new), device=device), (lengths - 1).to(device)])

@@ -139,6 +139,21 @@ class LanguageModel(nn.Module):
         cache: from `new_cache`; the tokens are appended to it. lengths (B,): row b holds lengths[b] tokens, the rest is
         padding on the right, which takes no expert, no count and no loss. ValueError past max_seq_len.
         """
+        x = self.features(tokens, cache=cache, lengths=lengths)
+        if targets is None:
+            return self.head(x)
+        if lengths is not None:
+            targets = targets.masked_fill(~self._valid(tokens, lengths), -1)
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+
+    @staticmethod
+    def _valid(tokens: Int[Tensor, "b t"], lengths: Int[Tensor, "b"]) -> Bool[Tensor, "b t"]:
+        return torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
+
+    def features(
+        self, tokens: Int[Tensor, "b t"], *, cache: Cache | None = None, lengths: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s. Built in chapter 5."""
         require_known(tokens.device)
         steps = tokens.shape[1]
         held = 0 if cache is None else cache.length
@@ -148,7 +163,7 @@ class LanguageModel(nn.Module):
         if lengths is not None:
             if cache is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
                 raise ValueError(f"lengths={lengths.tolist()}: must be between 0 and the {steps} tokens of a row")
-            valid = torch.arange(steps, device=tokens.device) < lengths.to(tokens.device)[:, None]
+            valid = self._valid(tokens, lengths)
         x = self.embedding(tokens)
         if self.position is not None:
             where = slice(0, steps) if cache is None else cache.where(steps, tokens.device)
@@ -157,12 +172,7 @@ class LanguageModel(nn.Module):
             x = block(x, None if cache is None else cache[layer], valid)
         if cache is not None:
             cache.advance(steps if lengths is None else lengths.tolist())
-        x = self.norm(x)
-        if targets is None:
-            return self.head(x)
-        if valid is not None:
-            targets = targets.masked_fill(~valid, -1)
-        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+        return self.norm(x)
 
     def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
         """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""

@@ -64,6 +64,23 @@ def test_append_gives_back_all_that_is_held(kind):
             assert held2.untyped_storage().data_ptr() in {x.untyped_storage().data_ptr() for x in cache.buffers}
 
 
+def test_a_copy_has_a_storage_and_a_length_of_its_own():
+    cache = LatentCache(latent_dim=2, batch_size=2, max_len=4, dtype=torch.bfloat16)
+    new = torch.randn(2, 1, 3, 2).bfloat16()
+    cache[0].append(new, -new)
+    cache.advance([3, 1])
+    twin = cache.copy(9)
+    assert type(twin) is LatentCache and twin.lengths == [3, 1] and twin.max_len == 9
+    assert [b.dtype for b in twin.buffers] == [torch.bfloat16] * 2
+    assert torch.equal(twin.buffers[0][0, :, :, :3], new) and torch.equal(twin.buffers[1][0, :, :, :3], -new)
+    twin[0].append(new, new)
+    twin.advance(3)
+    assert cache.lengths == [3, 1] and cache.buffers[0].shape[3] == 4
+    assert torch.equal(cache.buffers[0][0, :, :, :3], new)
+    with pytest.raises(ValueError, match="max_len=2"):
+        cache.copy(2)
+
+
 def test_rows_of_different_length():
     cache = LatentCache(latent_dim=1, batch_size=3, max_len=6)
     prompt = torch.arange(1.0, 5.0).view(1, 1, 4, 1).expand(3, 1, 4, 1)

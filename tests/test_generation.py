@@ -143,6 +143,51 @@ def test_seeds():
     assert torch.equal(before, torch.get_rng_state())  # nobody else's random numbers are used up
 
 
+def test_a_seed_for_each_row():
+    model, text = model_of(), tokens_of(3, 3)
+    out = generate(model, text, 8, temperature=1.5, seed=[9, 4, 9])
+    for row, seed in enumerate([9, 4, 9]):
+        assert torch.equal(out[row], generate(model, text[row : row + 1], 8, temperature=1.5, seed=seed)[0])
+    with pytest.raises(ValueError, match=r"seed=\[1, 2\]: one number, or one for each of the 3 prompts"):
+        generate(model, text, 2, seed=[1, 2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prefix_in_a_cache_is_computed_once_and_serves_again(form):
+    model, prefix, seen = model_of(form), tokens_of(1, 6), []
+    with torch.no_grad():
+        cache = model.new_cache(1, 6)  # no room for more: each call takes a copy with room
+        model(prefix, cache=cache)
+    prompts = [torch.cat((prefix[0], tokens_of(1, extra, seed=extra)[0])) for extra in (1, 4, 2)]
+    wanted = generate(model, prompts, 6, seed=3, stop=7)
+    hook = model.embedding.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[1]))
+    for _ in range(2):
+        out = generate(model, prompts, 6, seed=3, stop=7, cache=cache)
+        assert all(torch.equal(a, b) for a, b in zip(out, wanted, strict=True))
+        assert cache.lengths == [6] and cache.max_len == 6
+    hook.remove()
+    assert max(seen) == 4  # never the prefix again
+
+
+@torch.no_grad()
+def test_a_cache_with_a_row_for_each_prompt():
+    model, text = model_of("mla-rope"), tokens_of(2, 5)
+    cache = model.new_cache(2, 20)
+    model(text[:, :4], cache=cache, lengths=torch.tensor([4, 2]))
+    assert torch.equal(generate(model, text, 6, cache=cache), generate(model, text, 6))
+
+
+@torch.no_grad()
+def test_a_cache_that_does_not_fit_the_prompts():
+    model, text = model_of(), tokens_of(2, 5)
+    cache = model.new_cache(1, 20)
+    model(text[:1], cache=cache)
+    with pytest.raises(ValueError, match="cache: holds 5 tokens, and the prompt must go on behind them"):
+        generate(model, text, 2, cache=cache)
+    with pytest.raises(ValueError, match="cache: has 3 rows for 2 prompts"):
+        generate(model, text, 2, cache=model.new_cache(3, 20))
+
+
 def test_samples_follow_the_distribution():
     model, n = model_of("mha-rope", ffn="dense", vocab_size=5), 4000
     text = tokens_of(1, 2, vocab=5)
