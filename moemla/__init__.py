@@ -48,6 +48,7 @@ _MODULES = (
     *(
         "feedforward",
         "generation",
+        "interop",
         "latent_attention",
         "losses",
         "measuring",

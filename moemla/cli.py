@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from moemla.config import MATCHES, SIZES, VARIANTS
+from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS
 from moemla.errors import MoemlaError
 from moemla.training import TrainConfig
 
@@ -89,6 +89,10 @@ class Train:
     variant: Literal[VARIANTS] = "moe-mla-rope"
     matched: Literal[MATCHES] = "parameters"
     reading: Literal["working", "literal"] = "working"
+    norm: Literal[CHOICES["norm"]] = "layernorm"
+    activation: Literal[CHOICES["activation"]] = "gelu"
+    no_bias: Flag[bool] = False
+    """No bias terms. With rmsnorm, swiglu and a decoupled variant `moemla export` makes a DeepseekV3."""
     dropout: float = 0.0
     checkpoint_every: int = 200
     """Steps between checkpoints; one is always written at the end."""
@@ -106,6 +110,7 @@ class Train:
         vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
         length = max(512, self.train_config.seq_len)
         changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
+        changes |= dict(norm=self.norm, activation=self.activation, bias=not self.no_bias)
         config = ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
         mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
         apart = mine.total / dense.total - 1
@@ -216,6 +221,34 @@ class Generate:
                 **sampling,
             )
             print(stream.finish(), end="\n" if number + 1 == self.count else "\n\n---\n\n")
+
+
+@dataclass
+class Export:
+    """Weights, config and tokenizer of a run as a folder to give away. Built in chapter 14.
+
+    For the decoupled form with RMSNorm, SwiGLU, sigmoid scores and no biases one that `transformers` loads as
+    DeepseekV3, without this package; for others one that `moemla.load` reads.
+    """
+
+    run: Path
+    """Folder of a run, or of a saved model."""
+    out: Path
+    """Folder to make; it must be empty or not there."""
+
+    def __call__(self) -> None:
+        from moemla.checkpoint import load
+        from moemla.interop import export
+
+        model, tokenizer = load(self.run)
+        reason = export(model, tokenizer, self.out)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if reason is None:
+            how = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
+            how += "; a story begins after the token <|endoftext|> (its BOS)"
+        else:
+            how = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
+        print(f"{self.out}: {count:,} parameters, {how}")
 
 
 @dataclass
@@ -377,6 +410,7 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,
+    "export": Export,
     "experiment": Experiment,
     "bench": Bench,
     "claims": Claims,

@@ -55,14 +55,12 @@ def parameters(config: Any) -> Parameters:
     head = 0 if config.tie_embeddings else config.vocab_size * d
     attention = layers * (sum(i * o for i, o in attention_matrices(config)) + _attention_extras(config))
     norms = (2 * layers + 1) * d * (2 if config.norm == "layernorm" and config.bias else 1)
-    dense = routed = shared = router = idle = 0
-    if config.ffn == "dense":
-        dense = layers * _ffn(config, config.d_ff, bias=config.bias)
-    else:
-        expert = layers * _ffn(config, config.d_expert, bias=False)
-        routed, idle = config.n_experts * expert, (config.n_experts - config.top_k) * expert
-        shared = config.n_shared * expert  # one FFN of width S * d_expert: the same numbers
-        router = layers * d * config.n_experts
+    leading = dense_layers(config)
+    dense = leading * _ffn(config, config.d_ff, bias=config.bias)
+    expert = (layers - leading) * _ffn(config, config.d_expert, bias=False)
+    routed, idle = config.n_experts * expert, (config.n_experts - config.top_k) * expert
+    shared = config.n_shared * expert  # one FFN of width S * d_expert: the same numbers
+    router = (layers - leading) * d * config.n_experts
     feedforward = dense + routed + shared
     total = token + position + head + attention + feedforward + router + norms
     return Parameters(
@@ -78,6 +76,11 @@ def parameters(config: Any) -> Parameters:
         total=total,
         active=total - idle,
     )
+
+
+def dense_layers(config: Any) -> int:
+    """Layers without experts: all where ffn is dense, else the leading `n_dense_layers`. Built in chapter 9."""
+    return config.n_layers if config.ffn == "dense" else getattr(config, "n_dense_layers", 0)
 
 
 def attention_matrices(config: Any) -> list[tuple[int, int]]:
@@ -111,8 +114,10 @@ def _ffn(config: Any, hidden: int, bias: bool) -> int:
     return config.d_model * (inner + hidden) + (inner + config.d_model if bias else 0)
 
 
-def block_macs_per_token(config: Any, seq_len: int = 512) -> int:
+def block_macs_per_token(config: Any, seq_len: int = 512, layer: int = -1) -> int:
     """Multiply-adds of one block's matrix products for one token among `seq_len`. Built in chapter 6.
+
+    `layer` is the block's number (default: the last), since leading layers may have a dense feed-forward.
 
     Every token is counted against all `seq_len` keys, the paper's n^2 (eq. 15), not halved for the causal
     mask; a latent form rebuilds keys and values once a token. Norms, softmax, rotations and biases are left
@@ -121,15 +126,19 @@ def block_macs_per_token(config: Any, seq_len: int = 512) -> int:
     """
     attention = sum(i * o for i, o in attention_matrices(config))
     attention += seq_len * config.n_heads * (_key_width(config) + _value_width(config))
-    if config.ffn == "dense":
+    if layer % config.n_layers < dense_layers(config):
         return attention + _ffn(config, config.d_ff, bias=False)
     expert = _ffn(config, config.d_expert, bias=False)
     return attention + config.d_model * config.n_experts + (config.top_k + config.n_shared) * expert
 
 
 def flops_per_token(config: Any, seq_len: int = 512) -> int:
-    """Forward FLOPs of one token: 2 x (L x `block_macs_per_token` + the head's V x d). Built in chapter 6."""
-    return 2 * (config.n_layers * block_macs_per_token(config, seq_len) + config.vocab_size * config.d_model)
+    """Forward FLOPs of one token: 2 x (`block_macs_per_token` of each block + the head's V x d).
+
+    Built in chapter 6.
+    """
+    blocks = sum(block_macs_per_token(config, seq_len, layer) for layer in range(config.n_layers))
+    return 2 * (blocks + config.vocab_size * config.d_model)
 
 
 def training_flops_per_token(config: Any, seq_len: int = 512) -> int:

@@ -79,6 +79,7 @@ class ModelConfig:
     rope_learnable: bool = False  # frequencies as parameters, as the text above eq. 9 has them
     ffn: str = "moe"
     d_ff: int | None = None  # 4 d_model
+    n_dense_layers: int = 0  # leading layers with a dense feed-forward of d_ff instead of experts
     n_experts: int = 62
     n_shared: int = 2
     top_k: int = 6
@@ -134,7 +135,7 @@ class ModelConfig:
 
     def _check(self) -> None:
         for field in fields(self):
-            if field.type in (int, int | None) and field.name != "n_shared":
+            if field.type in (int, int | None) and field.name not in ("n_shared", "n_dense_layers"):
                 self._positive(field.name)
             if field.type is float:
                 value = getattr(self, field.name)
@@ -142,8 +143,13 @@ class ModelConfig:
                 require(number and math.isfinite(value), field.name, value, "must be a finite number")
         for name in ("rope_learnable", "renormalise", "bias_in_gate", "bias", "tie_embeddings"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
-        whole = isinstance(self.n_shared, int) and not isinstance(self.n_shared, bool)
-        require(whole and self.n_shared >= 0, "n_shared", self.n_shared, "must be a whole number of 0 or more")
+        for name in ("n_shared", "n_dense_layers"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole and value >= 0, name, value, "must be a whole number of 0 or more")
+        leading, most = self.n_dense_layers, self.n_layers if self.ffn == "moe" else 0
+        right = f"must be at most n_layers={most}" if most else "only ffn='moe' has leading dense layers"
+        require(leading <= most, "n_dense_layers", leading, right)
         require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "must be at least 2")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
         require(self.rope_theta > 1, "rope_theta", self.rope_theta, "must be above 1 (10000 is usual)")

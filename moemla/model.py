@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moemla import complexity
 from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
 from moemla.config import ModelConfig
@@ -42,8 +43,8 @@ def _attention(config: ModelConfig, rope: RotaryEmbedding | None, like: dict) ->
     return DecoupledLatentAttention(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value, **how)
 
 
-def _feedforward(config: ModelConfig, like: dict) -> nn.Module:
-    if config.ffn == "dense":
+def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
+    if layer < complexity.dense_layers(config):
         return FeedForward(
             d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **like
         )
@@ -66,15 +67,17 @@ def _feedforward(config: ModelConfig, like: dict) -> nn.Module:
 class Block(nn.Module):
     """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D): eqs.
 
-    11-12. Built in chapter 5.
+    11-12. `layer` is its number, from 0: the first `n_dense_layers` have no experts. Built in chapter 5.
     """
 
-    def __init__(self, config: ModelConfig, rope: RotaryEmbedding | None = None, device=None, dtype=None):
+    def __init__(
+        self, config: ModelConfig, rope: RotaryEmbedding | None = None, layer: int = 0, device=None, dtype=None
+    ):
         super().__init__()
         like = dict(device=device, dtype=dtype)
         self.norm1, self.norm2 = _norm(config, like), _norm(config, like)
         self.attention = _attention(config, rope, like)
-        self.feedforward = _feedforward(config, like)
+        self.feedforward = _feedforward(config, layer, like)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -105,7 +108,7 @@ class LanguageModel(nn.Module):
             width = config.d_rope if config.attention == "mla-decoupled" else config.d_head
             how = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
             self.rope = RotaryEmbedding(width, config.max_seq_len, **how, **like)
-        self.blocks = nn.ModuleList(Block(config, self.rope, **like) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, self.rope, layer, **like) for layer in range(config.n_layers))
         self.norm = _norm(config, like)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, **like)
         if config.tie_embeddings:

@@ -25,6 +25,8 @@ FEEDFORWARDS = {
     "dense": dict(ffn="dense", d_ff=40),
     "experts": dict(ffn="moe", d_expert=8),
     "no shared": dict(ffn="moe", d_expert=16, n_shared=0),
+    "leading dense": dict(ffn="moe", d_expert=8, d_ff=40, n_dense_layers=1),
+    "all dense": dict(ffn="moe", d_expert=8, d_ff=40, n_dense_layers=3),
 }
 STYLES = {
     "as the paper": dict(),
@@ -43,7 +45,9 @@ def test_counts_what_a_built_model_holds(attention, ffn, style):
     count = complexity.parameters(config)
     assert count.total == sum(p.numel() for p in model.parameters())
     parts = count.embedding + count.attention + count.feedforward + count.router + count.norms
-    assert parts == count.total and count.routed + count.shared in (0, count.feedforward)
+    layers = [block.feedforward for block in model.blocks]
+    dense = sum(p.numel() for f in layers if isinstance(f, moemla.FeedForward) for p in f.parameters())
+    assert parts == count.total and count.feedforward == count.routed + count.shared + dense
 
 
 @pytest.mark.parametrize("ffn", FEEDFORWARDS)
@@ -63,7 +67,9 @@ def test_active_parameters_are_those_that_one_token_moves(ffn):
             idle += sum(p[e].numel() for e in range(len(p)) if not grad[e].any())
     count = complexity.parameters(config)
     assert count.total - count.active == idle
-    assert idle == (0 if ffn == "dense" else config.n_layers * (config.n_experts - config.top_k) * expert)
+    routed = sum(isinstance(block.feedforward, moemla.MixtureOfExperts) for block in model.blocks)
+    assert routed == {"dense": 0, "all dense": 0, "leading dense": 2}.get(ffn, 3)
+    assert idle == routed * (config.n_experts - config.top_k) * expert
 
 
 TABLE_1 = {"XS": (17.5, 17.60), "S": (44.5, 44.65), "M": (54.1, 54.10), "L": (123.3, 123.65), "XL": (202.7, 202.62)}
@@ -120,6 +126,21 @@ def test_flops_by_hand():
     assert complexity.flops_per_token(moe) == by_hand
     latent = ModelConfig.preset("M", "mla-rope", d_ff=2048)
     assert complexity.flops_per_token(latent) == complexity.flops_per_token(config)
+
+
+def test_flops_with_leading_dense_layers():
+    """A dense layer of d_ff in the place of a router, top_k routed and two shared experts, one for one."""
+    costs = [
+        complexity.flops_per_token(ModelConfig.preset("M", "moe-mla-rope", n_dense_layers=n, d_ff=96))
+        for n in (0, 1, 9)
+    ]
+    dense, experts = 2 * 512 * 96, 62 * 512 + 8 * 2 * 512 * 32
+    assert [cost - costs[0] for cost in costs] == [2 * n * (dense - experts) for n in (0, 1, 9)]
+    all_dense = ModelConfig.preset("M", "mla-rope", d_ff=96)
+    assert costs[-1] == complexity.flops_per_token(all_dense)
+    mixed = ModelConfig.preset("M", "moe-mla-rope", n_dense_layers=1, d_ff=96)
+    first, last = (complexity.block_macs_per_token(mixed, layer=layer) for layer in (0, -1))
+    assert first == complexity.block_macs_per_token(all_dense) and first - last == dense - experts
 
 
 def test_experts_cost_what_is_active_not_what_is_held():

@@ -106,7 +106,9 @@ WRONG = [
         for value in (0, -1)
     ],
     *[(name, 2.0, {}) for name in ("d_model", "n_heads", "n_kv_heads", "latent_dim", "d_ff", "n_experts", "top_k")],
-    *[(name, True, {}) for name in ("n_layers", "d_expert", "n_shared")],
+    *[(name, True, {}) for name in ("n_layers", "d_expert", "n_shared", "n_dense_layers")],
+    *[("n_dense_layers", value, {}) for value in (-1, 1.0, None, 5)],
+    ("n_dense_layers", 1, dict(ffn="dense")),
     *[(name, "8", {}) for name in ("d_model", "n_heads", "d_head", "d_nope", "d_rope", "d_value", "n_shared")],
     *[(name, None, {}) for name in ("vocab_size", "n_layers", "n_shared", "top_k", "dropout", "bias", "positions")],
     *[(name, None, {}) for name in ("attention", "ffn", "norm", "activation", "backend", "reading", "rope_layout")],
@@ -255,6 +257,12 @@ def test_dict_and_json_roundtrip():
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="widht"):
         ModelConfig.from_dict(config.to_dict() | {"widht": 3})
+
+
+def test_a_config_from_before_there_were_leading_dense_layers():
+    saved = ModelConfig().to_dict()
+    del saved["n_dense_layers"]
+    assert ModelConfig.from_dict(saved) == ModelConfig() and ModelConfig().n_dense_layers == 0
 
 
 def test_frozen_and_by_name_only():

@@ -23,6 +23,7 @@ HOWS = {
     "moe": {},
     "dense": dict(ffn="dense"),
     "moe literal swiglu": dict(reading="literal", activation="swiglu", d_expert=6, backend="loop"),
+    "leading dense": dict(n_dense_layers=1, d_ff=12),
     "dense rmsnorm untied": dict(ffn="dense", norm="rmsnorm", tie_embeddings=False, bias=False, activation="swiglu"),
 }
 
@@ -290,6 +291,17 @@ def test_routing_after_a_forward():
     assert model_of(ffn="dense").routing() == []
 
 
+def test_leading_dense_layers_have_no_experts():
+    model, text = model_of(n_layers=3, n_dense_layers=2, d_ff=12), tokens_of(2, 5)
+    model(text)
+    assert [block.feedforward.up.out_features for block in model.blocks[:2]] == [12, 12]
+    assert model.routing() == [model.blocks[2].feedforward.router.last]
+    assert Balancer(model).routers == [model.blocks[2].feedforward.router]
+    all_dense = model_of(n_layers=3, n_dense_layers=3, d_ff=12)
+    twin = model_of(n_layers=3, ffn="dense", d_ff=12)
+    assert torch.equal(all_dense(text), twin(text)) and all_dense.routing() == []
+
+
 def test_dropout_in_training_only():
     text, certain = tokens_of(2, 6), model_of("mla-rope")
     model = model_of("mla-rope", dropout=0.4)
@@ -395,6 +407,7 @@ def drawn_settings(draw):
         rope_layout=choice("halves", "interleaved"),
         rope_theta=choice(100.0, 10000.0),
         d_ff=choice(1, 16),
+        n_dense_layers=choice(0, 0, 1),
         d_expert=choice(1, 7, 8),
         scores=choice("sigmoid", "softmax"),
         bias_in_gate=st.booleans(),

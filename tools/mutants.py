@@ -281,6 +281,30 @@ MUSEUM = (
         "count = torch.tensor(len(targets))",
         "test_losses.py",
     ),
+    Mutant(
+        "heads-not-woven",
+        "On the way to `transformers` the keys of all heads come first, then all values, instead of head by head.",
+        "interop",
+        'rearrange(torch.cat((k_up, v_up), dim=1), "h k r -> (h k) r")',
+        "torch.cat((k_up.flatten(0, 1), v_up.flatten(0, 1)))",
+        "test_interop.py",
+    ),
+    Mutant(
+        "balancing-bias-left-behind",
+        "The exported router has a bias of zero, and chooses other experts.",
+        "interop",
+        '"mlp.gate.e_score_correction_bias", SAME)',
+        '"mlp.gate.e_score_correction_bias", (lambda config, bias: (0 * bias,),) * 2)',
+        "test_interop.py",
+    ),
+    Mutant(
+        "rotation-rounded",
+        "A bfloat16 model of `transformers` is made in float32 and moved, which rounds its rotary frequencies.",
+        "interop",
+        "from_config(made, dtype=weight.dtype).to(weight.device)",
+        "from_config(made).to(weight.device, weight.dtype)",
+        "test_interop.py",
+    ),
 )
 
 
