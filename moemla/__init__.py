@@ -50,6 +50,7 @@ _MODULES = (
         "generation",
         "interop",
         "latent_attention",
+        "linear",
         "losses",
         "measuring",
         "model",

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from moemla.cache import LayerCache
+from moemla.linear import Linear
 from moemla.rope import RotaryEmbedding
 
 
@@ -99,10 +100,10 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads, self.dropout, self.rope = n_heads, n_kv_heads, dropout, rope
         how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = nn.Linear(d_model, n_heads * d_head, **how)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * d_head, **how)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * d_head, **how)
-        self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
+        self.q_proj = Linear(d_model, n_heads * d_head, **how)
+        self.k_proj = Linear(d_model, n_kv_heads * d_head, **how)
+        self.v_proj = Linear(d_model, n_kv_heads * d_head, **how)
+        self.out_proj = Linear(n_heads * d_head, d_model, **how)
 
     def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
         q = split_heads(self.q_proj(x), self.n_heads)

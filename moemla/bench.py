@@ -215,21 +215,20 @@ def bench_decode(
     prompt = torch.randint(0, config.vocab_size, (batch_size, held), device=device)
     kept = model.new_cache(batch_size, held + new)
     with torch.inference_mode():
-        first = model(prompt, cache=kept)[:, -1:].argmax(-1)
+        first = model.next_logits(prompt, kept).argmax(-1, keepdim=True)
 
-    def ours(step=model):
+    def ours(step=model.next_logits):
         kept.crop(held)
         token, written = first, []
         with torch.inference_mode():
             for _ in range(new):
-                token = step(token, cache=kept)[:, -1:].argmax(-1)
+                token = step(token, kept).argmax(-1, keepdim=True)
                 written.append(token)
         return torch.cat(written, dim=1)
 
     programs: dict[str, Callable[[], Tensor]] = {"ours": ours}
     if compiled:
-        quick = torch.compile(model)
-        programs["ours compiled"] = lambda: ours(quick)
+        programs["ours compiled"] = lambda: ours(model.compiled_next_logits)
     if against == "transformers":
         programs["transformers"] = _peer_decode(_peer(model).eval(), prompt, first, new)
         if not torch.equal(ours(), programs["transformers"]()):
@@ -288,12 +287,12 @@ def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Ca
         peer(input_ids=prompt, past_key_values=kept, use_cache=True)
 
     def run():
-        kept.crop(prompt.shape[1])
         token, written = first, []
         with torch.inference_mode():
             for _ in range(new):
                 token = peer(input_ids=token, past_key_values=kept, use_cache=True).logits[:, -1:].argmax(-1)
                 written.append(token)
+            kept.crop(-new)  # back to the prompt
         return torch.cat(written, dim=1)
 
     return run

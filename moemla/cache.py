@@ -51,7 +51,7 @@ class Cache:
     @property
     def uniform(self) -> bool:
         """True while every row holds the same number of tokens. Built in chapter 2."""
-        return len(set(self.lengths)) == 1
+        return all(length == self.lengths[0] for length in self.lengths[1:])
 
     def __getitem__(self, layer: int) -> "LayerCache":
         if not 0 <= layer < self.n_layers:
@@ -66,13 +66,13 @@ class Cache:
         rows = self.lengths[:1] if self.uniform else self.lengths
         return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
 
-    def where(self, steps: int, device=None) -> slice | Tensor:
-        """The same as an index into a table of positions: a slice, which takes a view, while the rows are equal.
+    def where(self, steps: int, device=None) -> tuple[int, int] | Tensor:
+        """The same for a table of positions: (first, behind the last) while the rows are equal, which takes a view.
 
         Built in chapter 2.
         """
         if self.uniform:
-            return slice(self.lengths[0], self.lengths[0] + steps)
+            return self.lengths[0], self.lengths[0] + steps
         return self.positions(steps, device)
 
     def require_room(self, steps: int) -> None:
@@ -164,7 +164,7 @@ class LayerCache:
             seen.append(layer[:, :, : cache.length + steps].to(tensor.dtype))
         return tuple(seen)
 
-    def where(self, steps: int, device=None) -> slice | Tensor:
+    def where(self, steps: int, device=None) -> tuple[int, int] | Tensor:
         """Where the next tokens stand, as `Cache.where`."""
         return self.cache.where(steps, device)
 

@@ -81,6 +81,10 @@ def gather(x, w_in, w_out, index, gate, activation):
         for j in range(1, top_k):
             out.addmm_(hidden[j : j + 1], w_out[chosen[j]])
         return out
+    if torch.compiler.is_compiling():  # a compiler reads the weights where they are, if products are written as sums
+        z = (x[:, None, :, None] * w_in[index]).sum(2)  # (N, A, F)
+        hidden = activate(z, activation) * gate[..., None]
+        return (hidden[..., None] * w_out[index]).sum((1, 2))
     first, second = w_in[index.flatten()], w_out[index.flatten()]
     z = torch.bmm(x.repeat_interleave(top_k, dim=0).unsqueeze(1), first)  # (N A, 1, F)
     hidden = activate(z, activation) * gate.reshape(-1, 1, 1)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moemla.linear import Linear
+
 
 def activate(z: Float[Tensor, "*n f_in"], activation: str = "gelu") -> Float[Tensor, "*n f"]:
     """GELU (the exact one) of z, or SwiGLU: silu(first half) * second half of a z that is 2F wide.
@@ -49,8 +51,8 @@ class FeedForward(nn.Module):
     ):
         super().__init__()
         self.activation = activation
-        self.up = nn.Linear(d_model, width_in(d_ff, activation), bias=bias, device=device, dtype=dtype)
-        self.down = nn.Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
+        self.up = Linear(d_model, width_in(d_ff, activation), bias=bias, device=device, dtype=dtype)
+        self.down = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
         return self.down(activate(self.up(x), self.activation))

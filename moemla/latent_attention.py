@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moemla.attention import attend, attend_shared, merge_heads, split_heads
 from moemla.cache import HybridCache, LayerCache
+from moemla.linear import Linear
 from moemla.rope import RotaryEmbedding
 
 
@@ -66,14 +67,16 @@ class MultiHeadLatentAttention(nn.Module):
         d_head = d_model // n_heads if d_head is None else d_head
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = nn.Linear(d_model, n_heads * d_head, **how)
-        self.k_down = nn.Linear(d_model, latent_dim, **how)
-        self.k_up = nn.Linear(latent_dim, n_heads * d_head, **how)
-        self.v_down = nn.Linear(d_model, latent_dim, **how)
-        self.v_up = nn.Linear(latent_dim, n_heads * d_head, **how)
-        self.out_proj = nn.Linear(n_heads * d_head, d_model, **how)
+        self.q_proj = Linear(d_model, n_heads * d_head, **how)
+        self.k_down = Linear(d_model, latent_dim, **how)
+        self.k_up = Linear(latent_dim, n_heads * d_head, **how)
+        self.v_down = Linear(d_model, latent_dim, **how)
+        self.v_up = Linear(latent_dim, n_heads * d_head, **how)
+        self.out_proj = Linear(n_heads * d_head, d_model, **how)
 
-    def _rotate(self, x: Float[Tensor, "b h t k"], where: slice | Tensor | None = None) -> Float[Tensor, "b h t k"]:
+    def _rotate(
+        self, x: Float[Tensor, "b h t k"], where: tuple[int, int] | Tensor | None = None
+    ) -> Float[Tensor, "b h t k"]:
         return x if self.rope is None else self.rope(x, where)
 
     def forward(
@@ -129,12 +132,12 @@ class DecoupledLatentAttention(nn.Module):
         self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim
         self.scale = (d_nope + rope.width) ** -0.5
         how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = nn.Linear(d_model, n_heads * (d_nope + rope.width), **how)
-        self.kv_down = nn.Linear(d_model, latent_dim + rope.width, **how)
+        self.q_proj = Linear(d_model, n_heads * (d_nope + rope.width), **how)
+        self.kv_down = Linear(d_model, latent_dim + rope.width, **how)
         self.kv_norm = nn.RMSNorm(latent_dim, eps=1e-6, device=device, dtype=dtype)
-        self.k_up = nn.Linear(latent_dim, n_heads * d_nope, **how)
-        self.v_up = nn.Linear(latent_dim, n_heads * d_value, **how)
-        self.out_proj = nn.Linear(n_heads * d_value, d_model, **how)
+        self.k_up = Linear(latent_dim, n_heads * d_nope, **how)
+        self.v_up = Linear(latent_dim, n_heads * d_value, **how)
+        self.out_proj = Linear(n_heads * d_value, d_model, **how)
 
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from moemla.devices import require_known
 from moemla.feedforward import FeedForward
 from moemla.files import replacing, write_json
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
+from moemla.linear import Linear
 from moemla.losses import linear_cross_entropy
 from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding
@@ -110,7 +112,7 @@ class LanguageModel(nn.Module):
             self.rope = RotaryEmbedding(width, config.max_seq_len, **how, **like)
         self.blocks = nn.ModuleList(Block(config, self.rope, layer, **like) for layer in range(config.n_layers))
         self.norm = _norm(config, like)
-        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False, **like)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False, **like)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialise()
@@ -169,13 +171,27 @@ class LanguageModel(nn.Module):
             valid = self._valid(tokens, lengths)
         x = self.embedding(tokens)
         if self.position is not None:
-            where = slice(0, steps) if cache is None else cache.where(steps, tokens.device)
-            x = x + self.position.weight[where]
+            where = (0, steps) if cache is None else cache.where(steps, tokens.device)
+            x = x + self.position.weight[slice(*where) if isinstance(where, tuple) else where]
         for layer, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[layer], valid)
         if cache is not None:
             cache.advance(steps if lengths is None else lengths.tolist())
         return self.norm(x)
+
+    def next_logits(self, tokens: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b v"]:
+        """Logits behind the last of the tokens (B, T): (B, V). Built in chapter 5."""
+        return self.head(self.features(tokens, cache=cache)[:, -1])
+
+    @property
+    def compiled_next_logits(self) -> Callable:
+        """`next_logits` under torch.compile, made at the first use; for one token at a time. Built in chapter 14."""
+        if "_compiled" not in self.__dict__:
+            self.__dict__["_compiled"] = torch.compile(self.next_logits)
+        return self.__dict__["_compiled"]
+
+    def __getstate__(self):  # compiled code neither pickles nor copies
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
     def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
         """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""

@@ -84,25 +84,27 @@ class RotaryEmbedding(nn.Module):
             self._fill(self.cos.device, self.cos.dtype)
         return self
 
-    def _turns(self, where: slice | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
+    def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (C, T, K/2) from learnable frequencies."""
-        if isinstance(where, slice):
-            where = torch.arange(where.start, where.stop, device=device)[None]
+        if isinstance(where, tuple):
+            where = torch.arange(*where, device=device)[None]
         angles = where[..., None] * self.inv_freq
         return angles.cos(), angles.sin()
 
     def forward(
-        self, x: Float[Tensor, "b h t k"], positions: slice | Int[Tensor, "c t"] | None = None
+        self, x: Float[Tensor, "b h t k"], positions: tuple[int, int] | Int[Tensor, "c t"] | None = None
     ) -> Float[Tensor, "b h t k"]:
-        """Turns x (B, H, T, K) by its positions ((B or 1, T), or a slice; default 0 .. T-1). ValueError for more than
-        max_seq_len of them; IndexError for a given position outside the table.
+        """Turns x (B, H, T, K) by its positions: (B or 1, T), or (first, behind the last); default 0 .. T-1.
+
+        ValueError for more than max_seq_len of them; IndexError for a given position outside the table.
         """
-        where = slice(0, x.shape[2]) if positions is None else positions
-        if isinstance(where, slice) and where.stop > self.max_seq_len:
-            raise ValueError(f"{where.stop} positions are more than max_seq_len={self.max_seq_len}")
+        where = (0, x.shape[2]) if positions is None else positions
+        if isinstance(where, tuple) and where[1] > self.max_seq_len:
+            raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
-        stay, swap = self.stay[where], self.swap[where]  # (T, K), or (C, T, K)
+        taken = slice(*where) if isinstance(where, tuple) else where
+        stay, swap = self.stay[taken], self.swap[taken]  # (T, K), or (C, T, K)
         if stay.dim() == 3:
             stay, swap = stay.unsqueeze(1), swap.unsqueeze(1)
         turned = torch.addcmul(x * stay, _swapped(x, self.layout), swap)

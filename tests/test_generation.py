@@ -1,6 +1,8 @@
 """Sampling: filters against sorting by hand; cached = uncached; every row for itself."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,6 +188,31 @@ def test_a_cache_that_does_not_fit_the_prompts():
         generate(model, text, 2, cache=cache)
     with pytest.raises(ValueError, match="cache: has 3 rows for 2 prompts"):
         generate(model, text, 2, cache=model.new_cache(3, 20))
+
+
+COMPILED = """
+import torch, torch._dynamo, pickle, moemla
+torch.set_num_threads(1)
+torch.manual_seed(0)
+sizes = dict(vocab_size=600, max_seq_len=40, n_layers=1, d_model=128, n_heads=4, n_experts=8, top_k=2, d_expert=8)
+for form in (dict(attention="mla-decoupled"), dict(attention="mla"), dict(attention="mha", n_kv_heads=2)):
+    model = moemla.LanguageModel(moemla.ModelConfig(**sizes, **form)).eval()
+    torch._dynamo.reset()
+    model.__dict__["_compiled"] = torch.compile(model.next_logits, backend="BACKEND")
+    prompt = torch.randint(0, 600, (1, 5))
+    wanted = moemla.generate(model, prompt, 24, temperature=0.0)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):  # a first length, any length
+        assert torch.equal(moemla.generate(model, prompt, 24, temperature=0.0, compiled=True), wanted)
+    assert "_compiled" not in pickle.loads(pickle.dumps(model)).__dict__
+"""
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_tokens_are_the_same_and_two_graphs_serve_all_lengths(backend):
+    """In a process of its own: torch cannot look through the run-time checks of shapes that the tests install."""
+    code = COMPILED.replace("BACKEND", backend)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_samples_follow_the_distribution():
