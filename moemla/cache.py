@@ -189,9 +189,9 @@ class KVCache(Cache):
 
 
 class LatentCache(Cache):
-    """The paper's cache: the K latent and the V latent before their heads are rebuilt (eq.
+    """The paper's cache: the K latent and the V latent of eq. 13, before their heads are rebuilt: 2 R numbers.
 
-    13), 2 R numbers. Built in chapter 3.
+    Built in chapter 3.
     """
 
     def __init__(self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, dtype=None, device=None):

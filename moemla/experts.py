@@ -205,7 +205,7 @@ def _fused(x, w_in, w_out) -> bool:
 def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
     """The fastest back end for these shapes: "masked", "grouped" or "gather". Built in chapter 6.
 
-    On a CPU the rule was fitted to results/bench-moe-*.json. On a GPU it is arithmetic (`masked` does E/A times the
+    On a CPU the rule was fitted to results/bench.moe-*.json. On a GPU it is arithmetic (`masked` does E/A times the
     products, `grouped` moves each row A times) until it is measured there.
     """
     (n_experts, width, d_model), n_tokens = w_out.shape, x.shape[0]

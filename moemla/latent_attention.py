@@ -19,7 +19,8 @@ from moemla.rope import RotaryEmbedding
 def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj: nn.Linear) -> Float[Tensor, "b t d"]:
     """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O. Built in chapter 3.
 
-    Exact because attention weights sum to one, so that v_up's bias passes through; wrong under dropout of the weights.
+    Exact because attention weights sum to one, so that v_up's bias passes through. Dropped weights do not sum to one:
+    with a bias it is then wrong.
     """
     weight = v_up.weight.unflatten(0, (context.shape[1], -1)).mT  # (H, R, K)
     value = merge_heads(context @ weight)

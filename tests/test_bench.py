@@ -10,6 +10,7 @@ from moemla.cli import main
 from moemla.config import ModelConfig
 from moemla.experiments import results
 from moemla.measuring import Limits
+from tools.browser import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +112,46 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
     assert main([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measures"]["rows"]
+
+
+MEASURED = [pytest.param(result, id=result.name) for result in results.load(ROOT / "results", "bench")]
+
+
+@pytest.mark.parametrize("result", [p for p in MEASURED if p.values[0].settings["what"] == "moe"])
+def test_auto_takes_what_was_measured_to_be_fast(result):
+    """On the machine of results/bench.moe-*: never half as slow again as the best, near it on the whole."""
+    config, lost = ModelConfig.from_dict(result.settings["config"]), []
+    cases = {}
+    for row in result.measures["rows"]:
+        if row["case"].startswith("routed"):
+            cases.setdefault(row["case"], {})[row["program"]] = row
+    for case, programs in cases.items():
+        n = next(iter(programs.values()))["tokens"]
+        x, w_out = torch.zeros(1).expand(n, config.d_model), torch.zeros(1)
+        w_out = w_out.expand(config.n_experts, config.d_expert, config.d_model)
+        with torch.set_grad_enabled("backward" in case):
+            chosen = programs[experts.choose(x, w_out, config.top_k)]
+        best = min(row["seconds"] for row in programs.values())
+        lost.append(chosen["seconds"] / best)
+        assert lost[-1] < 1.5, (case, chosen["program"], programs.keys())
+    assert len(lost) >= 10
+    assert sum(lost) / len(lost) < 1.15
+
+
+def test_the_readme_tells_what_was_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = 0
+    for param in MEASURED:
+        result = param.values[0]
+        if result.settings["what"] in ("train", "decode") and result.settings["against"]:
+            rate = {row["program"]: f"{row['tokens'] / row['seconds']:,.0f}" for row in result.measures["rows"]}
+            size, ours = result.settings["size"], rate.get("ours auto", rate.get("ours"))
+            verb = "training" if result.settings["what"] == "train" else "decoding"
+            line = next(line for line in text.splitlines() if line.startswith("|") and verb in line and size in line)
+            cells = [cell.strip() for cell in line.split("|")[2:5]]
+            assert cells == [ours, rate.get("ours compiled", ""), rate["transformers"]]
+            told += 1
+    assert told == 4
 
 
 @pytest.mark.parametrize(

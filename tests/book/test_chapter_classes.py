@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from moemla import KVCache, MultiHeadAttention, Tokenizer
+from moemla import (
+    DecoupledLatentAttention,
+    HybridCache,
+    JointLatentCache,
+    KVCache,
+    LatentCache,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    RotaryEmbedding,
+    Tokenizer,
+)
 from moemla.ngrams import NGram
 from moemla.stories import stories
 from tools.browser import ROOT
@@ -43,6 +53,16 @@ def attentions():
     yield "chapter", lambda: chapter("02-multi-head-attention").CausalAttention(32, 4)
 
 
+def latents():
+    yield "library", lambda: MultiHeadLatentAttention(d_model=32, n_heads=4, latent_dim=12)
+    yield "chapter", lambda: chapter("03-latent-attention").LatentAttention(32, 4, 12)
+
+
+def every_attention():
+    for kind, pairs in (("ordinary", attentions()), ("latent", latents())):
+        yield from ((f"{kind}-{name}", make) for name, make in pairs)
+
+
 def each(pairs):
     return pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in pairs])
 
@@ -76,10 +96,10 @@ def test_probabilities_sum_to_one_in_every_context(make, order):
         assert abs(p.sum() - 1) < 1e-9
 
 
-# ---- chapter 2
+# ---- chapters 2 and 3
 
 
-@each(attentions())
+@each(every_attention())
 def test_no_output_depends_on_a_later_input(make):
     x = torch.randn(1, 6, 32, requires_grad=True)
     out = make()(x)
@@ -88,14 +108,14 @@ def test_no_output_depends_on_a_later_input(make):
         assert (slope[0, i + 1 :] == 0).all() and slope[0, i].abs().max() > 0
 
 
-@each(attentions())
+@each(every_attention())
 def test_the_past_is_a_set(make):
     layer, x = make(), torch.randn(2, 8, 32)
     order = torch.cat((torch.randperm(7), torch.tensor([7])))
     torch.testing.assert_close(layer(x)[:, -1], layer(x[:, order])[:, -1], atol=1e-5, rtol=1e-5)
 
 
-@each(attentions())
+@each(every_attention())
 def test_rows_of_a_batch_do_not_meet(make):
     layer, x = make(), torch.randn(3, 5, 32)
     alone = torch.cat([layer(row[None]) for row in x])
@@ -127,3 +147,170 @@ def test_token_by_token_equals_all_at_once(make, steps):
     layer, x = make(), torch.randn(2, 8, 32)
     with torch.no_grad():
         torch.testing.assert_close(steps(layer, x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def _library_latent_steps(absorb):
+    def steps(layer, x):
+        held, out = LatentCache(batch_size=2, max_len=8, latent_dim=12), []
+        for t in range(x.shape[1]):
+            out.append(layer(x[:, t : t + 1], held[0], absorb=absorb))
+            held.advance(1)
+        return torch.cat(out, dim=1), held.nbytes
+
+    return steps
+
+
+def _chapter_latent_steps(name):
+    def steps(layer, x):
+        code = chapter("03-latent-attention")
+        held = code.Latents(2, max_len=8, latent_dim=12)
+        return code.one_by_one(getattr(code, name), layer, x, held), code.bytes_held(held)
+
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("make", "steps"),
+    [
+        pytest.param(dict(latents())[whose], steps, id=f"{whose}-{how}")
+        for whose, how, steps in (
+            ("library", "rebuilt", _library_latent_steps(False)),
+            ("library", "absorbed", _library_latent_steps(True)),
+            ("chapter", "rebuilt", _chapter_latent_steps("step_rebuilt")),
+            ("chapter", "absorbed", _chapter_latent_steps("step_absorbed")),
+        )
+    ],
+)
+def test_latents_are_enough_and_nothing_else_is_kept(make, steps):
+    layer, x = make(), torch.randn(2, 8, 32)
+    with torch.no_grad():
+        out, held = steps(layer, x)
+        torch.testing.assert_close(out, layer(x), atol=1e-5, rtol=1e-5)
+    assert held == 2 * 2 * 8 * 12 * 4  # two latents, rows, tokens, numbers, bytes
+
+
+@each(latents())
+def test_keys_of_all_heads_lie_in_the_latents_directions(make):
+    layer = make().double()
+    with torch.no_grad():
+        keys = layer.k_up(layer.k_down(torch.randn(60, 32, dtype=torch.float64)))
+    assert torch.linalg.matrix_rank(keys - keys.mean(0)) == 12
+
+
+# ---- chapter 4
+
+
+def rotations():
+    """(name, make): a rotation of width 8 in the layout asked for, called with x (B, H, T, 8) and positions (1, T)."""
+    yield "library", lambda layout: RotaryEmbedding(8, 512, layout=layout, dtype=torch.float64)
+    yield "chapter", lambda layout: chapter("04-rotary-positions").Rope(8, layout=layout)
+
+
+def rotary_attentions():
+    """(name, make, cached): float64 layers of width 32, and their output token by token with a cache."""
+    code = chapter("04-rotary-positions")
+    how = dict(d_model=32, n_heads=4, latent_dim=12, bias=False, dtype=torch.float64)
+    room = dict(batch_size=2, max_len=16, dtype=torch.float64)
+
+    def library_steps(cache):
+        def steps(layer, x):
+            held, out = cache(), []
+            for t in range(x.shape[1]):
+                out.append(layer(x[:, t : t + 1], held[0]))
+                held.advance(1)
+            return torch.cat(out, dim=1)
+
+        return steps
+
+    def chapter_steps(**how):
+        def steps(layer, x):
+            kept = code.Kept()
+            return torch.cat([layer(x[:, t : t + 1], kept, **how) for t in range(x.shape[1])], dim=1)
+
+        return steps
+
+    def paper():
+        return MultiHeadLatentAttention(rope=RotaryEmbedding(8, 512, dtype=torch.float64), **how)
+
+    def decoupled():
+        rope = RotaryEmbedding(4, 512, layout="interleaved", dtype=torch.float64)
+        return DecoupledLatentAttention(d_nope=6, d_value=10, rope=rope, **how)
+
+    def chapter_paper(**keep):
+        return code.RotaryLatentAttention(32, 4, 12, code.Rope(8), **keep).double()
+
+    def chapter_decoupled():
+        rope = code.Rope(4, layout="interleaved")
+        return code.DecoupledAttention(32, 4, 12, d_nope=6, d_value=10, rope=rope).double()
+
+    yield "library-paper", paper, library_steps(lambda: LatentCache(latent_dim=12, **room))
+    yield "library-hybrid", paper, library_steps(lambda: HybridCache(n_heads=4, d_head=8, latent_dim=12, **room))
+    yield "library-decoupled", decoupled, library_steps(lambda: JointLatentCache(latent_dim=12, d_rope=4, **room))
+    yield "chapter-paper", chapter_paper, chapter_steps()
+    yield "chapter-hybrid", lambda: chapter_paper(hybrid=True), chapter_steps()
+    yield "chapter-decoupled", chapter_decoupled, chapter_steps()
+    yield "chapter-absorbed", chapter_decoupled, chapter_steps(absorb=True)
+
+
+ROTARY = [pytest.param(make, cached, id=name) for name, make, cached in rotary_attentions()]
+
+
+class Moved(torch.nn.Module):
+    """A rotation that believes every token to be `by` positions further on."""
+
+    def __init__(self, rope, by):
+        super().__init__()
+        self.rope, self.by = rope, by
+
+    def forward(self, x, positions=None):
+        positions = torch.arange(x.shape[2])[None] if positions is None else positions
+        return self.rope(x, positions + self.by)
+
+
+@each(rotations())
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_a_rotation_keeps_lengths_and_makes_scores_of_distance(make, layout):
+    rope, (q, k) = make(layout), torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def score(m, n):
+        return (rope(q, torch.tensor([[m]])) * rope(k, torch.tensor([[n]]))).sum()
+
+    for m, n, by in ((0, 0, 400), (7, 2, 90), (2, 7, 1), (300, 11, 200)):
+        torch.testing.assert_close(score(m, n), score(m + by, n + by), atol=1e-11, rtol=0)
+    assert len({round(score(0, n).item(), 9) for n in range(64)}) == 64
+    turned = rope(q, torch.tensor([[5]]))
+    torch.testing.assert_close(turned.norm(), q.norm())
+    assert (turned - q).abs().max() > 0.01 and torch.equal(rope(q, torch.tensor([[0]])), q)
+
+
+@each(rotations())
+def test_layouts_differ_by_a_permutation(make):
+    x, here = torch.randn(1, 2, 9, 8, dtype=torch.float64), torch.arange(9)[None]
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # interleaved place -> halves place
+    halves, interleaved = make("halves"), make("interleaved")
+    torch.testing.assert_close(interleaved(x[..., order], here), halves(x, here)[..., order], atol=1e-14, rtol=0)
+    assert (interleaved(x, here) - halves(x, here)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("make", "cached"), ROTARY)
+def test_rotary_attention_is_causal_and_cached_equals_uncached(make, cached):
+    layer, x = make(), torch.randn(2, 9, 32, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    for i in range(9):
+        (slope,) = torch.autograd.grad(out[:, i].sum(), x, retain_graph=True)
+        assert (slope[:, i + 1 :] == 0).all() and slope[:, i].abs().max() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(cached(layer, x), out, atol=1e-11, rtol=0)
+        alone = torch.cat([layer(row[None]) for row in x])
+        torch.testing.assert_close(alone, out, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "cached"), ROTARY)
+@torch.no_grad()
+def test_rotary_attention_sees_order_and_distance_alone(make, cached):
+    layer, x = make(), torch.randn(2, 9, 32, dtype=torch.float64)
+    out = layer(x)
+    swapped = x[:, [1, 0, *range(2, 9)]]
+    assert (layer(swapped)[:, -1] - out[:, -1]).abs().max() > 1e-4, "the order of the past is invisible"
+    layer.rope = Moved(layer.rope, 100)
+    torch.testing.assert_close(layer(x), out, atol=1e-10, rtol=0)
