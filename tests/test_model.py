@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from moemla.balancing import Balancer
+from moemla.checkpoint import load
 from moemla.config import ModelConfig
 from moemla.devices import require_known
 from moemla.generation import generate
@@ -190,6 +191,20 @@ def test_save_and_load(form, how, tmp_path):
     twin.load_state_dict(weights)
     assert torch.equal(twin.eval()(text), model(text))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("narrow", [lambda m: m.bfloat16(), lambda m: m.half()], ids=["bfloat16", "half"])
+def test_the_balancing_bias_keeps_its_last_digits_through_narrowing_saving_and_loading(narrow, tmp_path):
+    model = narrow(model_of("mla-rope", torch.float32))
+    biases = [block.feedforward.router.bias for block in model.blocks]
+    for bias in biases:
+        bias += torch.linspace(4.0001, 4.0007, len(bias))  # all one number in 16 bits
+    model.save(tmp_path)
+    again = narrow(load(tmp_path)[0])
+    for block, bias in zip(again.blocks, biases, strict=True):
+        assert block.feedforward.router.bias.dtype == torch.float32
+        assert torch.equal(block.feedforward.router.bias, bias)
+        assert len(bias.unique()) == len(bias)
 
 
 def test_what_a_checkpoint_holds():
