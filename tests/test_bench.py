@@ -83,6 +83,16 @@ def test_decode_writes_the_greedy_tokens_each_time():
     assert (row.program, row.tokens) == ("ours", 4)
 
 
+def test_without_a_compiler_the_compiled_row_is_left_out(monkeypatch, capsys):
+    def failing(*a, **k):
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda function: failing)
+    rows = bench.bench_decode(small(), held=5, new=4, seconds=0.0, compiled=True)
+    assert [row.program for row in rows] == ["ours"]
+    assert capsys.readouterr().err == "no compiled row: No working C++ compiler found\n"
+
+
 @pytest.mark.parametrize("what", ["train", "decode"])
 def test_a_peer_that_computes_something_else_is_noticed(what, monkeypatch):
     class Other(torch.nn.Module):

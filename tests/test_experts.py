@@ -243,6 +243,31 @@ def test_auto_is_equal_whatever_it_takes(n):
         close(experts(x, w_in, w_out, index, gate), experts(x, w_in, w_out, index, gate, "loop"), 1e-12)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["plain", "62 experts", "no token for some", "all to one", "one token"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_on_a_gpu(backend, case, dtype, activation):
+    exact = example(activation=activation, **CASES[case] | dict(d=64, f=24))
+    index = exact[3].cuda()
+    narrow = [t.detach().cuda().to(dtype).requires_grad_() for t in exact if t is not exact[3]]
+    exact = [t.detach().double().cpu().requires_grad_() for t in narrow]
+    out = experts(*narrow[:3], index, narrow[3], backend, activation)
+    wanted = experts(*exact[:3], index.cpu(), exact[3], "loop", activation)
+    tolerance = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 0.03}[dtype]  # TF32 may be on
+    close(out.double().cpu(), wanted, tolerance, scale=0)
+    pairs = zip(
+        torch.autograd.grad(out.float().square().sum(), narrow), gradients_of_square(wanted, exact), strict=True
+    )
+    for ours, oracle in pairs:
+        close(ours.double().cpu(), oracle, 3 * tolerance, scale=0)
+
+
+def gradients_of_square(out, leaves):
+    return torch.autograd.grad(out.square().sum(), leaves)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend='fast': choose one of auto, masked, loop"):
         experts(*example(), backend="fast")

@@ -125,6 +125,21 @@ def test_micro_batches_change_nothing_but_rounding(data, parts, optimizer):
         torch.testing.assert_close(one[name], many[name], rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_on_a_gpu_it_learns_and_goes_on_where_it_stopped(tmp_path, data, precision):
+    how, settings = dict(device="cuda", checkpoint_every=10), quick(30, precision=precision)
+    model = train(micro(), settings, data, tmp_path / "run", **how)
+    rows = read_metrics(tmp_path / "run")
+    assert model.embedding.weight.is_cuda
+    assert rows[-1].loss < rows[0].loss
+    with pytest.raises(Stop):
+        train(micro(), settings, data, tmp_path / "cut", on_progress=stop_after(20), **how)
+    train(micro(), settings, data, tmp_path / "cut", resume=True, **how)
+    assert [row.step for row in read_metrics(tmp_path / "cut")] == [row.step for row in rows]
+    assert read_metrics(tmp_path / "cut")[-1].loss == pytest.approx(rows[-1].loss, rel=0.02)
+
+
 def test_bf16_is_autocast_and_learns(tmp_path, data):
     model = train(micro(), quick(30, precision="bf16"), data, tmp_path / "run")
     assert model.embedding.weight.dtype == torch.float32
