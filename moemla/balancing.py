@@ -52,8 +52,8 @@ def equation_4(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, r
 def quantile_rule(
     bias: Float[Tensor, "e"], margins: Int[Tensor, "e bins"], top_k: int, rate: float
 ) -> Float[Tensor, "e"]:
-    """Goes the share `rate` of the way to the bias with which each expert would have had k / E of the step's tokens,
-    the others standing still; mean 0. Built in chapter 8.
+    """Goes the share `rate` of the way to the bias with which each expert would pass the cutoff of k / E of the step's
+    tokens, the cutoffs standing still; mean 0. Built in chapter 8.
 
     margins: `routing.margin_histogram` under this bias. Quantile balancing (J. Su, kexue.fm/archives/11619; Kimi K3's
     report, section 2.3.3): no step to choose.
@@ -108,13 +108,16 @@ class Balancer:
         self.counts: list[Tensor] | None = None  # (E,) of each router in the last step, for the log
         for router in self.routers:
             router.watch_margins(rule == "quantile")
+            router.forget()  # what was counted before is not this balancer's
 
     @torch.no_grad()
     def step(self) -> None:
         """Applies the rule to every router and forgets the counts. Routers that saw no token keep their bias."""
         if not self.routers:
             return
-        seen = [router.load if router.margins is None else router.margins for router in self.routers]
+        seen = [router.margins if self.rule == "quantile" else router.load for router in self.routers]
+        if any(tensor is None for tensor in seen):
+            raise RuntimeError("another Balancer has taken these routers over: a model has one")
         seen += [router.load for router in self.routers]
         flat = torch.cat([tensor.flatten() for tensor in seen])  # for one all-reduce, whatever the number of layers
         if dist.is_available() and dist.is_initialized():
@@ -123,7 +126,8 @@ class Balancer:
         self.counts = parts[len(self.routers) :]
         for router, evidence, load in zip(self.routers, parts, self.counts):  # noqa: B905  (evidence comes first)
             updated = RULES[self.rule](router.bias, evidence, router.top_k, self.rate)
-            router.bias.copy_(torch.where(load.sum() > 0, updated, router.bias))
+            seen_any = (load.sum() > 0) & (evidence.sum() > 0)
+            router.bias.copy_(torch.where(seen_any, updated, router.bias))
             router.forget()
 
 
@@ -136,12 +140,15 @@ def switch_loss(routing: Routing, sequences: int = 1) -> Float[Tensor, ""]:
     """
     n_experts, top_k = routing.probabilities.shape[1], routing.index.shape[1]
     tokens = len(routing.index)
+    if not tokens:
+        return routing.probabilities.sum()
     if sequences < 1 or tokens % sequences:
         raise ValueError(f"sequences={sequences}: must divide the {tokens} tokens")
     valid = torch.ones(tokens, 1, device=routing.index.device) if routing.valid is None else routing.valid[:, None]
     valid = valid.to(routing.probabilities.dtype)
     taken = torch.zeros_like(routing.probabilities).scatter(1, routing.index, 1.0) * valid
-    chance = routing.probabilities / routing.probabilities.sum(-1, keepdim=True) * valid
+    whole = routing.probabilities.sum(-1, keepdim=True).clamp(min=torch.finfo(valid.dtype).tiny)
+    chance = routing.probabilities / whole * valid
     taken, chance, count = (rearrange(part, "(s t) e -> s t e", s=sequences).sum(1) for part in (taken, chance, valid))
     count = count.clamp(min=1)
     each = n_experts * ((taken / (count * top_k)) * (chance / count)).sum(-1)

@@ -18,7 +18,6 @@ from moemla import complexity
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
 from moemla.config import ModelConfig, require
-from moemla.devices import require_known
 from moemla.experiments import results
 from moemla.experts import BACKENDS, Experts, experts
 from moemla.feedforward import FeedForward, width_in
@@ -27,7 +26,7 @@ from moemla.measuring import Limits, Row, Work, limits, measure
 from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding
-from moemla.training import default_device
+from moemla.training import default_device, usable_device
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -311,8 +310,14 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
 
     `chosen` are the command's other options. ValueError for those that do not go together.
     """
-    device = str(default_device() if device is None else torch.device(device))
-    require_known(device)
+    device = str(default_device() if device is None else usable_device(device))
+    for name, least in (("batch_size", 1), ("seq_len", 1), ("tokens", 1)):
+        given = chosen[name] if name == "tokens" else [chosen[name]]
+        for value in given:
+            require(value is None or value >= least, name, value, f"must be at least {least}")
+    require(bool(chosen["backends"]), "backends", chosen["backends"], "name at least one")
+    peer = chosen["against"]
+    require(what != "attention" or not peer, "against", peer, "attention is measured without a peer")
     config = _config(chosen)
     dtype = DTYPES[chosen["dtype"]]
     how: dict[str, Any] = dict(device=device, dtype=dtype, seconds=seconds)

@@ -105,7 +105,10 @@ class Cache:
 
         Built in chapter 2.
         """
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.buffers[0].device)
+        index = torch.as_tensor(rows, device=self.buffers[0].device)
+        if index.dtype == torch.bool or not len(index):
+            raise ValueError(f"rows={rows}: name at least one row, by its number")
+        index = index.long()
         self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
         self.lengths = [self.lengths[row] for row in index.tolist()]
 

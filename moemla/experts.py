@@ -74,7 +74,8 @@ def gather(x, w_in, w_out, index, gate, activation):
     Reads N A experts instead of E: for decode. A single token on a CPU needs no copy either, and no gradient is kept.
     """
     rows, top_k = index.shape
-    if rows == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    alone = rows == 1 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    if alone and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu"):
         chosen = index[0].tolist()
         hidden = activate(torch.cat([x @ w_in[e] for e in chosen]), activation) * gate.T  # (A, F)
         out = hidden[:1] @ w_out[chosen[0]]
@@ -89,16 +90,17 @@ def gather(x, w_in, w_out, index, gate, activation):
     z = torch.bmm(x.repeat_interleave(top_k, dim=0).unsqueeze(1), first)  # (N A, 1, F)
     hidden = activate(z, activation) * gate.reshape(-1, 1, 1)
     hidden = hidden.view(rows, 1, top_k * w_out.shape[1])
-    return torch.bmm(hidden, second.view(rows, hidden.shape[2], x.shape[1])).squeeze(1)
+    return torch.bmm(hidden, second.reshape(rows, hidden.shape[2], x.shape[1])).squeeze(1)
 
 
 def grouped(x, w_in, w_out, index, gate, activation):
     """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D). Built in chapter 6."""
-    if torch.is_autocast_enabled(x.device.type):  # autocast does not look into a function with its own backward
-        narrow = torch.get_autocast_dtype(x.device.type)
-        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
-    if x.shape[0] == 0:
+    if x.shape[0] == 0 or x.is_meta:
         return masked(x, w_in, w_out, index, gate, activation)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # it does not look into a function with its own
+        narrow = torch.get_autocast_dtype(kind)  # backward
+        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
     return _Grouped.apply(x, w_in, w_out, index, gate, activation)
 
 
@@ -151,7 +153,7 @@ class _Slots:
     """The N A slots (token, choice) sorted by expert, and products over each expert's block of rows."""
 
     def __init__(self, index: Int[Tensor, "n a"], n_experts: int, fused: bool):
-        chosen = index.flatten()
+        chosen = index.flatten().long()
         self.shape, self.n_experts = index.shape, n_experts
         self.order = chosen.argsort(stable=True)  # sorted place -> slot
         self.place = torch.empty_like(self.order)  # slot -> sorted place

@@ -21,10 +21,11 @@ def filter_logits(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
-    logits = logits.double() / temperature
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k!r}: must be at least 1")
+    logits = logits.double()
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k!r}: must be at least 1")
         best = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if top_p is not None:
@@ -76,6 +77,8 @@ def generate(
     """
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
+    if given_tensor and tokens.dim() != 2:
+        raise ValueError(f"tokens: of shape {tuple(tokens.shape)}; give (B, T), or a list of prompts")
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
     if max_new_tokens < 0 or temperature < 0:
@@ -86,7 +89,8 @@ def generate(
     limit, longest = model.config.max_seq_len, max(map(len, prompts))
     if longest + (max_new_tokens > 0) > limit:
         raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
-    seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    single = hasattr(seed, "__index__")
+    seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
     if len(seeds) != len(prompts):
         raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
     generators = [torch.Generator().manual_seed(number) for number in seeds]
@@ -129,6 +133,9 @@ def _own(cache: Cache, texts: list[list[int]], max_len: int) -> Cache:
             raise ValueError(f"cache: holds {cache.lengths[row]} tokens, and the prompt must go on behind them")
     cache = cache.copy(max(max_len, cache.length))
     cache.select(list(rows))
+    news = [len(text) - held for text, held in zip(texts, cache.lengths, strict=True)]
+    if cache.length + max(news) > cache.max_len:  # the longest prefix and the longest rest stand in different rows
+        cache.crop(min(cache.lengths))
     return cache
 
 

@@ -34,7 +34,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(part, matrix.T, out=logits[:, :vocab])
             scores = logits.log_softmax(-1, dtype=precise)
             kept, target = valid[here, None], targets[here, None].clamp(min=0)
-            total -= (scores.gather(1, target) * kept).sum()
+            total -= scores[:, :vocab].gather(1, target).masked_fill(~kept, 0.0).sum()
             if not (wants_dx or wants_dweight):
                 continue
             slope = scores.exp_().scatter_add_(1, target, scores.new_full((1, 1), -1.0).expand_as(target))
@@ -72,6 +72,8 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
         x, weight = x.detach(), weight.detach()
+    if len(targets) != len(x) or chunk < 1:
+        raise ValueError(f"{len(targets)} targets for {len(x)} rows, chunk={chunk}: one for each row, and at least 1")
     kind = x.device.type
-    narrow = kind != "meta" and torch.is_autocast_enabled(kind)
+    narrow = kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # as torch's own
     return _LinearCrossEntropy.apply(x, weight, targets, chunk, torch.get_autocast_dtype(kind) if narrow else x.dtype)

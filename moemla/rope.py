@@ -96,11 +96,14 @@ class RotaryEmbedding(nn.Module):
     ) -> Float[Tensor, "b h t k"]:
         """Turns x (B, H, T, K) by its positions: (B or 1, T), or (first, behind the last); default 0 .. T-1.
 
-        ValueError for more than max_seq_len of them; IndexError for a given position outside the table.
+        ValueError for more than max_seq_len of them; IndexError for a position in a tensor that is outside the table
+        (learnable frequencies have none).
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
             raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
+        if isinstance(where, tuple) and where[1] - where[0] != x.shape[2]:
+            raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
         taken = slice(*where) if isinstance(where, tuple) else where

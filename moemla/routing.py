@@ -161,7 +161,11 @@ class Router(nn.Module):
             self.margins.zero_()
 
     def _apply(self, fn, recurse=True):
-        return super()._apply(at_least_float32(fn), recurse)
+        nothing_counted = self.load.is_meta
+        super()._apply(at_least_float32(fn), recurse)
+        if nothing_counted and not self.load.is_meta:  # `to_empty` leaves whatever lay there
+            self.forget()
+        return self
 
     def __getstate__(self):  # a copy or a pickle of the model leaves the last pass, and its graph, behind
         return self.__dict__ | {"last": None}

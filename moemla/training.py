@@ -142,7 +142,7 @@ def train(
     MoemlaError for a run that is in the way, data that does not fit, or a loss that is no longer a number.
     """
     data, out = Path(data), Path(out)
-    device = _usable(device) if device is not None else default_device()
+    device = usable_device(device) if device is not None else default_device()
     right = "must be 0 (only at the end) or more"
     require(checkpoint_every is None or checkpoint_every >= 0, "checkpoint_every", checkpoint_every, right)
     tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
@@ -185,7 +185,8 @@ def train(
     return model.eval()
 
 
-def _usable(name: torch.device | str) -> torch.device:
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name; ValueError where there is none, or nothing here has run on it. Built in chapter 5."""
     require_known(name)
     try:
         return torch.empty(0, device=name).device

@@ -194,6 +194,39 @@ def test_nothing_counted_nothing_moved():
     assert all((router.bias == 1).all() for router in balancer.routers)
 
 
+@pytest.mark.parametrize("rule", ["sign", "quantile"])
+def test_what_was_counted_before_is_not_this_balancers(rule):
+    model = model_of().train()
+    model(tokens_of(2, 9))
+    balancer = Balancer(model, rule)
+    for router in balancer.routers:
+        router.bias.normal_()
+    before = [router.bias.clone() for router in balancer.routers]
+    balancer.step()
+    assert all(torch.equal(router.bias, bias) for router, bias in zip(balancer.routers, before, strict=True))
+
+
+def test_memory_that_was_never_written_is_no_count():
+    router = Router(d_model=4, n_experts=300, top_k=2, device="meta").to_empty(device="cpu")
+    assert router.load.sum() == 0
+    Balancer(router, "quantile")
+    assert router.to(torch.float64).margins.sum() == 0
+
+
+def test_a_model_has_one_balancer():
+    router = Router(d_model=4, n_experts=3, top_k=1)
+    old = Balancer(router, "quantile")
+    Balancer(router, "sign")
+    router(torch.randn(5, 4))
+    with pytest.raises(RuntimeError, match="another Balancer"):
+        old.step()
+
+
+def test_switch_loss_of_scores_that_underflow_and_of_nothing():
+    assert torch.isfinite(switch_loss(route(torch.full((4, 3), -200.0), torch.zeros(3), 1)))
+    assert switch_loss(route(torch.zeros(0, 3), torch.zeros(3), 1)) == 0
+
+
 def test_routers_of_different_sizes():
     layers = nn.ModuleList(Router(d_model=4, n_experts=e, top_k=2) for e in (3, 5, 8))
     balancer = Balancer(layers, rate=0.5)

@@ -1,5 +1,7 @@
 """Caches: what they hold is counted from storage; rows of different length; crop, select, reset."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -62,6 +64,13 @@ def test_append_gives_back_all_that_is_held(kind):
             assert torch.equal(held1, a)
             assert torch.equal(held2, torch.cat((a, b), dim=2))
             assert held2.untyped_storage().data_ptr() in {x.untyped_storage().data_ptr() for x in cache.buffers}
+
+
+@pytest.mark.parametrize("rows", [[], torch.tensor([False, True])])
+def test_rows_are_named_by_number(rows):
+    cache = LatentCache(latent_dim=2, batch_size=2, max_len=4)
+    with pytest.raises(ValueError, match="name at least one row, by its number"):
+        inspect.unwrap(LatentCache.select)(cache, rows)  # as users have it, without the tests' type checks
 
 
 def test_a_copy_has_a_storage_and_a_length_of_its_own():

@@ -194,6 +194,32 @@ def test_grouped_computes_in_the_autocast_type():
     assert all(grad.dtype == torch.float32 for grad in gradients(out, (x, w_in, w_out, gate)))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_float64_alone(backend):
+    x, w_in, w_out, index, gate = example()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = experts(x, w_in, w_out, index, gate, backend)
+    close(out, experts(x, w_in, w_out, index, gate, "loop"), 1e-12)
+
+
+@torch.no_grad()
+def test_one_token_under_autocast():
+    x, w_in, w_out, index, gate = example(n=1, d=16, f=8, dtype=torch.float32)
+    exact = experts(x, w_in, w_out, index, gate, "loop")
+    with torch.autocast("cpu", torch.bfloat16):
+        close(experts(x, w_in, w_out, index, gate, "gather").float(), exact, 0.03, scale=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides_and_narrow_indices(backend):
+    x, w_in, w_out, index, gate = example(n=6)
+    wanted = experts(x, w_in, w_out, index, gate, "loop")
+    turned = [tensor.detach().mT.contiguous().mT for tensor in (x, w_in, w_out, gate)]
+    close(experts(*turned[:3], index, turned[3], backend), wanted, 1e-12)
+    if backend != "masked":  # torch's scatter takes int64 only
+        close(experts(x, w_in, w_out, index.int(), gate, backend), wanted, 1e-12)
+
+
 def test_grouped_keeps_neither_gathered_tokens_nor_outputs():
     """What waits for the backward: x, the weights, the gates and two hidden arrays; nothing of N A rows of D."""
     n, k, d, f = 32, 4, 64, 8

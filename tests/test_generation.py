@@ -1,5 +1,6 @@
 """Sampling: filters against sorting by hand; cached = uncached; every row for itself."""
 
+import inspect
 import math
 import subprocess
 import sys
@@ -180,6 +181,15 @@ def test_a_cache_with_a_row_for_each_prompt():
 
 
 @torch.no_grad()
+def test_prefixes_of_very_different_length():
+    """The longest prefix and the longest rest stand in different rows; together they would not fit."""
+    model, text = model_of("mla-rope"), tokens_of(2, 18)
+    cache = model.new_cache(2, 20)
+    model(text[:, :17], cache=cache, lengths=torch.tensor([17, 1]))
+    assert torch.equal(generate(model, text, 6, cache=cache), generate(model, text, 6))
+
+
+@torch.no_grad()
 def test_a_cache_that_does_not_fit_the_prompts():
     model, text = model_of(), tokens_of(2, 5)
     cache = model.new_cache(1, 20)
@@ -317,6 +327,11 @@ def test_the_model_is_left_as_it_was(training):
 def test_wrong_arguments(tokens, how, words):
     with pytest.raises(ValueError, match=words):
         generate(model_of(), tokens, **how)
+
+
+def test_one_dimensional_tokens():
+    with pytest.raises(ValueError, match=r"of shape \(2,\); give \(B, T\)"):
+        inspect.unwrap(generate)(model_of(), torch.tensor([1, 2]))  # as users have it, without the tests' type checks
 
 
 def test_bfloat16_model_generates():

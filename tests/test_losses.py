@@ -1,5 +1,6 @@
 """The chunked cross-entropy against torch's own, in value and in gradient."""
 
+import inspect
 import subprocess
 import sys
 
@@ -51,6 +52,38 @@ def test_any_vocabulary(v):
     pairs = zip(torch.autograd.grad(ours, (x, weight)), torch.autograd.grad(theirs, (x, weight)), strict=True)
     for a, b in pairs:
         close(a, b, 1e-13)
+
+
+@pytest.mark.parametrize("target", [17, 20, 31, 40])
+def test_a_target_outside_the_vocabulary_is_an_error(target):
+    """Also where the padding of a row would have had a place for it."""
+    x, weight, targets = example(v=17, dtype=torch.float32)
+    targets[3] = target
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        linear_cross_entropy(x, weight, targets)
+
+
+def test_rows_and_targets_must_match():
+    x, weight, targets = example()
+    for wrong in (targets.repeat(2), targets[:5]):
+        with pytest.raises(ValueError, match="targets for 11 rows"):
+            inspect.unwrap(linear_cross_entropy)(x, weight, wrong)  # as users have it, without the tests' type checks
+    with pytest.raises(ValueError, match="chunk=0"):
+        linear_cross_entropy(x, weight, targets, 0)
+
+
+def test_what_stands_in_an_ignored_row_is_not_seen():
+    x, weight, targets = example(ignored=(4,))
+    with torch.no_grad():
+        wanted = linear_cross_entropy(x, weight, targets)
+        x[4] = float("nan")
+        assert torch.equal(linear_cross_entropy(x, weight, targets), wanted)
+
+
+def test_autocast_leaves_float64_alone():
+    x, weight, targets = example()
+    with torch.autocast("cpu", torch.bfloat16):
+        close(linear_cross_entropy(x, weight, targets), plain(x, weight, targets), 1e-13)
 
 
 def test_autocast_computes_narrow_and_keeps_wide_gradients():

@@ -258,7 +258,7 @@ def test_meta_device_then_weights(form):
 def test_a_pass_over_shapes_alone(form):
     """On the meta device nothing is computed, and every shape is known."""
     with torch.device("meta"):
-        model = LanguageModel(config_of(form))
+        model = LanguageModel(config_of(form, d_expert=72))
         text = torch.empty(2, 6, dtype=torch.int64)
         assert model(text).shape == (2, 6, SMALL["vocab_size"])
         assert model(text, text).shape == ()

@@ -154,6 +154,14 @@ def test_past_the_table():
         rope(x[:, :, :1], torch.tensor([[6]]))
 
 
+def test_a_range_of_positions_has_as_many_as_there_are_tokens():
+    rope, x = RotaryEmbedding(4, 6), torch.randn(1, 1, 2, 4)
+    assert torch.equal(rope(x, (3, 5)), rope(x, torch.tensor([[3, 4]])))
+    for wrong in ((0, 3), (0, 1)):
+        with pytest.raises(ValueError, match="2 of them are needed"):
+            rope(x, wrong)
+
+
 def test_wrong_arguments():
     for width in (0, 3, -2):
         with pytest.raises(ValueError, match=f"width={width}"):

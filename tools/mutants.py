@@ -269,8 +269,8 @@ MUSEUM = (
         "one-seed-for-all",
         "All rows of a batch draw the same random numbers.",
         "generation",
-        "[seed + row for row in range(len(prompts))]",
-        "[seed for row in range(len(prompts))]",
+        "[int(seed) + row for row in range(len(prompts))]",
+        "[int(seed) for row in range(len(prompts))]",
         "test_generation.py",
     ),
     Mutant(
