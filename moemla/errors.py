@@ -10,3 +10,7 @@ class MoemlaError(Exception):
 
 class DataError(MoemlaError):
     """Text, token shards or a tokenizer that cannot be used as they are. Built in chapter 13."""
+
+
+class Diverged(MoemlaError):
+    """A training run whose loss or gradient is no longer a number. Built in chapter 5."""

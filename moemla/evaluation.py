@@ -29,6 +29,20 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
     return nats / math.log(2) / n_bytes
 
 
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean of independent runs, and half the width of its interval by Student's t: 4.3 standard errors for three runs,
+    2.8 for five.
+
+    For two variants run with the same seeds, give the differences by seed. ValueError for fewer than two values.
+    Built in chapter 5.
+    """
+    from scipy.stats import t as student_t  # a second to import
+
+    require(len(values) >= 2, "values", values, "an interval needs two values or more")
+    spread = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(student_t.ppf((1 + level) / 2, len(values) - 1) * spread)
+
+
 @torch.inference_mode()
 def document_nats(
     model: LanguageModel, documents: Sequence[Sequence[int]], context: int | None = None

@@ -120,12 +120,16 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def _initialise(self) -> None:
         """GPT-2's: normal, std 0.02; matrices that write to the residual stream smaller by sqrt(2 L), there being 2 L
-        of them.
+        of them. W^Kr and W^Vr have 1 / sqrt(R): the product of down and up then starts as multi-head attention's one
+        matrix does, and not 0.02 sqrt(R) times as small. (The decoupled form has a norm between the two.)
         """
+        paper = self.config.attention == "mla"
         residual = INIT_STD / (2 * self.config.n_layers) ** 0.5
         for name, parameter in self.named_parameters():
             if name.endswith(("out_proj.weight", "down.weight", "w_out")) and "_down" not in name:
                 nn.init.normal_(parameter, std=residual)
+            elif paper and name.endswith(("k_up.weight", "v_up.weight")):
+                nn.init.normal_(parameter, std=self.config.latent_dim**-0.5)
             elif parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=INIT_STD)
             elif name.endswith("bias"):

@@ -22,7 +22,7 @@ from moemla.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from moemla.config import ModelConfig, require
 from moemla.data import Batches, TokenShard, check_tokenizer
 from moemla.devices import require_known
-from moemla.errors import MoemlaError
+from moemla.errors import Diverged, MoemlaError
 from moemla.files import read_json, replacing, why, write_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
@@ -139,7 +139,7 @@ def train(
     `out` then holds config.json, train.json, tokenizer.json, metrics.jsonl and checkpoints. With `resume` it goes on
     from the last checkpoint, or starts if there is none; batches, optimizer, balancing bias and random state continue
     exactly. Ctrl-C (or SIGTERM) ends after the step at hand with a checkpoint, and raises KeyboardInterrupt.
-    MoemlaError for a run that is in the way, data that does not fit, or a loss that is no longer a number.
+    MoemlaError for a run that is in the way or data that does not fit, Diverged for a loss that is no longer a number.
     """
     data, out = Path(data), Path(out)
     device = usable_device(device) if device is not None else default_device()
@@ -290,7 +290,7 @@ class _Log:
         """MoemlaError unless the losses since the last row and the last gradient are numbers."""
         mean = torch.stack([*self.losses, norm]).mean().item()
         if not math.isfinite(mean):
-            raise MoemlaError(
+            raise Diverged(
                 f"the loss or its gradient at step {step} is {mean}: start again in another folder with a lower --lr"
             )
 

@@ -227,18 +227,33 @@ def test_the_same_seed_makes_the_same_model():
 @pytest.mark.parametrize("form", ["mha-learned", "mla-rope", "decoupled"])
 @pytest.mark.parametrize("ffn", ["moe", "dense"])
 def test_initialisation(form, ffn):
-    """GPT-2's: std 0.02, 0.02 / sqrt(2 L) for what writes to the residual stream; biases 0, norms 1."""
+    """GPT-2's: std 0.02, 0.02 / sqrt(2 L) for what writes to the residual stream; biases 0, norms 1.
+
+    From the paper's latent upwards 1 / sqrt(R).
+    """
     model = LanguageModel(config_of(form, ffn=ffn, d_model=64, latent_dim=48, n_layers=8, vocab_size=500))
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             writes = name.endswith(("out_proj.weight", "shared.down.weight", "feedforward.down.weight", "w_out"))
             wanted = 0.005 if writes else 0.02
+            if form == "mla-rope" and name.endswith(("k_up.weight", "v_up.weight")):
+                wanted = 48**-0.5
             assert parameter.std().item() == pytest.approx(wanted, rel=0.12), name
             assert abs(parameter.mean().item()) < 4 * wanted / parameter.numel() ** 0.5, name
         else:
             assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
     text = torch.randint(0, 500, (4, 20))
     assert model(text, text.roll(1, 1)).item() == pytest.approx(torch.tensor(500.0).log().item(), abs=0.1)
+
+
+def test_latent_keys_start_as_large_as_those_of_multi_head_attention():
+    """What stands between x and a key has the same size, one matrix or two."""
+    sizes = dict(ffn="dense", d_model=128, n_heads=4, n_layers=1)
+    mha, mla = (LanguageModel(config_of(form, **sizes)).blocks[0].attention for form in ("mha-rope", "mla-rope"))
+    x = torch.randn(500, 128)
+    for one, down, up in (("k_proj", "k_down", "k_up"), ("v_proj", "v_down", "v_up")):
+        apart = getattr(mla, up)(getattr(mla, down)(x)).std() / getattr(mha, one)(x).std()
+        assert apart.item() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)
