@@ -1,6 +1,6 @@
-"""Writes the pages of the book that are lists: the API reference, the index of solutions, the timings.
+"""Writes the pages of the book that are lists: API reference, index of solutions, timings, how to reproduce.
 
-python -m tools.pages          write book/api.md, book/solutions.md, book/timings.md
+python -m tools.pages          write book/api.md, book/solutions.md, book/timings.md, book/reproduce.md
 python -m tools.pages --check  say which of them are out of date, and exit with 1 if any is
 """
 
@@ -165,7 +165,47 @@ def timings_page() -> str:
     return "\n".join(out) + "\n"
 
 
-PAGES = {"api": api_page, "solutions": solutions_page, "timings": timings_page}
+REPRODUCE = """# How to reproduce
+
+Every number of this book comes from a cell or from a file in `results/`. A cell is repeated by running it; this page is
+about the files. Each holds its settings, what was measured, and where it comes from: the command, the commit of this
+project, versions, processor, threads, date and seconds.
+
+The commands below made the files that lie there now. A command goes on where it was cut, and what is finished is not
+run again: to repeat it from the start and compare, name another folder with `--folder`. A loss comes out the same on
+the same processor with the same versions and threads; elsewhere expect other digits in the third decimal or so, and the
+same conclusions. Times are those of one machine.
+
+Where a command names `--train` and `--valid`, these are two text files of the TinyStories corpus with a line
+`<|endoftext|>` between stories. They are not part of this project. Without them the built-in stories are used, which
+anyone can make again, byte for byte.
+
+"""
+
+
+def reproduce_page() -> str:
+    """Each command that made files of `results/`, how many, how long it took and on what."""
+    made: dict[str, list[dict]] = {}
+    for path in sorted((ROOT / "results").glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        command = " ".join(["moemla", *found["provenance"]["command"].split()[1:]])
+        made.setdefault(command, []).append(found)
+    out = [REPRODUCE.rstrip()]
+    for command, results in made.items():
+        runs = [result["provenance"] for result in results]
+        minutes, last = sum(run["seconds"] for run in runs) / 60, max(runs, key=lambda run: run["date"])
+        machine = last["machine"]
+        on = ", ".join(machine["gpus"]) if machine["gpus"] else f"{machine['cpu']}, no GPU"
+        count = "1 file" if len(runs) == 1 else f"{len(runs)} files, two runs at a time"
+        threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+        dirty = ", changed" if any(run["git"]["dirty"] for run in runs) else ""
+        made_on = f"{on}, {threads}; {last['date'][:10]} at commit {last['git']['commit'][:7]}{dirty}"
+        out += ["", "```bash", command, "```", f"{count}; {minutes:.1f} minutes of runs on {made_on}."]
+    out += ["", '"Changed" marks files made while the package differed from the commit.']
+    return "\n".join(out) + "\n"
+
+
+PAGES = {"api": api_page, "solutions": solutions_page, "timings": timings_page, "reproduce": reproduce_page}
 
 
 def stale() -> list[str]:

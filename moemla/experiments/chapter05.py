@@ -46,8 +46,8 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(steps=12, rates=(1e-3, 3e-3), seeds=2, stories=300, scored=20, batch_size=4, seq_len=64),
-    "cpu": Scale(steps=1000, rates=(2e-3, 4e-3, 8e-3), seeds=5),
+    "smoke": Scale(steps=12, rates=(1e-2, 2e-2), seeds=2, stories=300, scored=20, batch_size=4, seq_len=64),
+    "cpu": Scale(steps=600, rates=(1e-2, 2e-2, 4e-2), seeds=5),
 }
 
 
@@ -127,7 +127,7 @@ def _work(shards: Path, facts: dict[str, Any], settings: dict[str, Any], scratch
         settings["size"], settings["variant"], vocab_size=facts["tokenizer"]["vocab_size"], max_seq_len=MAX_SEQ_LEN
     )
     shape = {name: settings[name] for name in ("steps", "batch_size", "seq_len", "lr", "seed")}
-    how = TrainConfig(optimizer="adamw", min_lr=settings["lr"] / 30, warmup=settings["steps"] // 10, **shape)
+    how = TrainConfig(min_lr=settings["lr"] / 30, warmup=settings["steps"] // 10, **shape)
     found |= dict(training=asdict(how), parameters=complexity.parameters(config).total)
     found["cache_bytes_per_token"] = complexity.cache_bytes_per_token(config, dtype_bytes=2)
     out = scratch / "run"
