@@ -49,6 +49,7 @@ _MODULES = (
         "feedforward",
         "generation",
         "interop",
+        "kernels",
         "latent_attention",
         "linear",
         "losses",

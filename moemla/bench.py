@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moemla import complexity
+from moemla import complexity, kernels
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
 from moemla.config import ModelConfig, require
@@ -43,6 +43,22 @@ def _backward(program: Callable[[], Tensor]) -> Callable:
     return lambda: program().sum().backward()
 
 
+def _with_kernels(program: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def run():
+        before = kernels.enable()
+        try:
+            return program()
+        finally:
+            kernels.enable(before)
+
+    return run
+
+
+def _compiled(tensor: Tensor) -> bool:
+    """Whether kernels run here as they are meant to: interpreted ones would only measure the interpreter."""
+    return tensor.is_cuda and kernels.usable(tensor)
+
+
 # ---- the mixture of experts
 
 
@@ -58,7 +74,8 @@ def bench_moe(
     11.
 
     One layer of `config` on (N, D) tokens routed at random, for each N; forward alone, and from 16 tokens on forward
-    and backward. The limit is that of the work that routing asks for. against="transformers" adds DeepseekV3's layer.
+    and backward. The limit is that of the work that routing asks for. On a GPU kernels have rows of their own, and so
+    has Liger's fused mixture of experts where it is installed (SwiGLU). against="transformers" adds DeepseekV3's.
     """
     c, found, rows = config, limits(device, dtype), []
     like = dict(device=device, dtype=dtype)
@@ -75,9 +92,16 @@ def bench_moe(
         routed = {
             name: lambda name=name, x=x, i=index, g=gate: experts(x[0], w_in, w_out, i, g, name, c.activation)
             for name in BACKENDS
-            if _affordable(name, n, w_in, c.top_k, found)
+            if _affordable(name, n, w_in, c.top_k, found) and (name != "triton" or _compiled(x))
         }
-        whole = {"ours": lambda x=x: layer(x)} | ({"transformers": lambda x=x: peer(x)} if peer else {})
+        whole = {"ours": lambda x=x: layer(x)}
+        if _compiled(x):
+            whole["ours kernels"] = _with_kernels(whole["ours"])
+        if liger := _liger(w_in, w_out, c.activation):
+            routed["liger"] = lambda x=x, i=index, g=gate: liger(x[0], i, g)
+        if peer:
+            routed["transformers"] = lambda x=x, i=index, g=gate: peer.experts(x[0], i, g)
+            whole["transformers"] = lambda x=x: peer(x)
         chosen = min(c.n_experts, n * c.top_k)
         parts = (  # programs, width that a token passes, width that is read
             ("routed", routed, c.top_k * c.d_expert, chosen * c.d_expert),
@@ -101,6 +125,18 @@ def _affordable(backend: str, n: int, w_in: Tensor, top_k: int, found: Limits) -
     return backend != "gather" or n * top_k / len(w_in) * w_in.nbytes < 3e8
 
 
+def _liger(w_in: Tensor, w_out: Tensor, activation: str) -> Callable | None:
+    """Liger's fused mixture of experts with the same weights, in its layout; None where it cannot run."""
+    try:
+        from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
+    except ImportError:
+        return None
+    if activation != "swiglu" or not w_in.is_cuda:
+        return None
+    first, second = (weight.detach().mT.contiguous().requires_grad_() for weight in (w_in, w_out))
+    return lambda x, index, gate: LigerFusedMoEFunction.apply(x, first, second, index.int(), gate)
+
+
 # ---- attention
 
 
@@ -115,7 +151,8 @@ def bench_attention(
     """One layer of every form of attention: one more token for each row, behind a cache of each length. Built in
     chapter 12.
 
-    Widths are those of `config`; grouped-query attention has a quarter of the key heads. The limit counts weights and
+    Widths are those of `config`; grouped-query attention has a quarter of the key heads. On a GPU the latent forms have
+    a second row, with their kernels. The limit counts weights and
     cache, read once, and the products of the form as it is computed here.
     """
     c, found, rows = config, limits(device, dtype), []
@@ -145,10 +182,12 @@ def bench_attention(
             for buffer in held.buffers:
                 buffer.normal_()
             held.lengths = [length] * batch_size
-            programs[name] = _forward(lambda layer=layer, held=held, x=x: layer(x, held[0]))
+            program = lambda layer=layer, held=held, x=x: layer(x, held[0])  # noqa: E731
             weights = sum(p.numel() for p in layer.parameters())
             moved = weights * x.element_size() + batch_size * length * held.bytes_per_token()
-            work[name] = Work(2 * batch_size * (weights + length * macs), moved)
+            programs[name], work[name] = _forward(program), Work(2 * batch_size * (weights + length * macs), moved)
+            if name in ("mla latent", "decoupled") and _compiled(x):
+                programs[f"{name}, kernel"], work[f"{name}, kernel"] = _forward(_with_kernels(program)), work[name]
         rows += measure(f"decode length={length} batch={batch_size}", programs, work, batch_size, found, seconds)
     return rows
 

@@ -171,6 +171,12 @@ class LayerCache:
         """Where the next tokens stand, as `Cache.where`."""
         return self.cache.where(steps, device)
 
+    def held(self, steps: int, device=None) -> Int[Tensor, "b"] | None:
+        """How many slots each row holds with the next tokens, (B,) int32; None while the rows are equal."""
+        if self.cache.uniform:
+            return None
+        return torch.tensor([length + steps for length in self.cache.lengths], dtype=torch.int32, device=device)
+
     def mask(self, steps: int, device=None) -> Bool[Tensor, "b 1 t s"] | None:
         """Which slots each new token may see, (B or 1, 1, T, S).
 

@@ -319,7 +319,7 @@ class Bench:
     """Tokens of a sequence (train), or held in the cache before the first new one (decode)."""
     tokens: tuple[int, ...] = ()
     """moe: tokens at once (default 1 16 256 4096); attention: cache lengths (default 128 512 2048)."""
-    backends: tuple[Literal["auto", "masked", "loop", "grouped", "gather"], ...] = ("auto",)
+    backends: tuple[Literal["auto", "masked", "loop", "grouped", "gather", "triton"], ...] = ("auto",)
     """train: back ends of the experts, each measured."""
     compiled: bool | None = None
     """train, decode: a row under torch.compile too. Default: in decode, which it makes several times faster."""

@@ -19,7 +19,7 @@ CHOICES = {
     "scores": ("sigmoid", "softmax"),
     "norm": ("layernorm", "rmsnorm"),
     "activation": ("gelu", "swiglu"),
-    "backend": ("auto", "masked", "loop", "grouped", "gather"),
+    "backend": ("auto", "masked", "loop", "grouped", "gather", "triton"),
     "reading": ("working", "literal"),
 }
 CACHES = {"mha": ("kv",), "mla": ("latent", "hybrid"), "mla-decoupled": ("joint",)}  # first: the default

@@ -8,6 +8,7 @@ masked    every expert on every token in two dense products, the hidden activati
           where experts are narrow (F = d/16 costs what the dense layer costs)
 grouped   tokens sorted by expert, one product for each expert's block of rows, a backward written by hand
 gather    each token with the weights it needs and no others: for a few tokens in decode
+triton    `grouped` as kernels for a GPU, tokens gathered while they are multiplied
 auto      the fastest of these by `choose`, a rule that was measured
 """
 
@@ -17,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moemla import kernels
 from moemla.feedforward import activate, activation_gradient, width_in
 
 
@@ -32,7 +34,7 @@ def experts(
     """Gate-weighted sum of each token's experts (eq. 2). Built in chapter 6.
 
     x (N, D), w_in (E, D, F; 2F for swiglu), w_out (E, F, D), index (N, A) with no expert twice in a row, gate (N, A) ->
-    (N, D). backend: "auto", "masked", "loop", "grouped" or "gather". ValueError for another name.
+    (N, D). backend: "auto", "masked", "loop", "grouped", "gather" or "triton". ValueError for another name.
     """
     if backend == "auto":
         backend = choose(x, w_out, index.shape[1])
@@ -104,13 +106,30 @@ def grouped(x, w_in, w_out, index, gate, activation):
     return _Grouped.apply(x, w_in, w_out, index, gate, activation)
 
 
+def triton(x, w_in, w_out, index, gate, activation):
+    """The kernels of `moemla.kernels.experts`: (N, D) -> (N, D). Where they cannot run, what "auto" would take.
+
+    Built in chapter 11.
+    """
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        narrow = torch.get_autocast_dtype(kind)
+        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
+    if x.shape[0] == 0 or x.is_meta or not kernels.usable(x, w_in, w_out, index, gate):
+        return BACKENDS[choose(x, w_out, index.shape[1])](x, w_in, w_out, index, gate, activation)
+    from moemla.kernels.experts import routed_experts
+
+    return routed_experts(x, w_in, w_out, index, gate, activation)[0]
+
+
 # The measured rule of `choose`.
 FEW_TOKENS = 4  # copying their weights costs less than sorting them
 MASKED_WORK = 1.4e8  # multiply-adds of `masked`'s first product, above which sorting pays
 WEIGHTS_AS_TOKENS = 256  # reordering all weights costs `masked` as much as this many tokens
 NARROW = 64  # expert width up to which `masked` is expected to win on a GPU
+FULL_TILE = 16  # rows of an expert that the kernels multiply at least: with fewer, most of a tile is padding
 
-BACKENDS = {"masked": masked, "loop": loop, "grouped": grouped, "gather": gather}
+BACKENDS = {"masked": masked, "loop": loop, "grouped": grouped, "gather": gather, "triton": triton}
 
 
 class _Grouped(torch.autograd.Function):
@@ -205,14 +224,17 @@ def _fused(x, w_in, w_out) -> bool:
 
 
 def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
-    """The fastest back end for these shapes: "masked", "grouped" or "gather". Built in chapter 6.
+    """The fastest back end for these shapes: "masked", "grouped", "gather" or "triton". Built in chapter 6.
 
-    On a CPU the rule was fitted to results/bench.moe-*.json. On a GPU it is arithmetic (`masked` does E/A times the
-    products, `grouped` moves each row A times) until it is measured there.
+    On a CPU the rule was fitted to results/bench.moe-*.json. On a GPU it is arithmetic until it is measured there:
+    `masked` does E/A times the products, `grouped` moves each row A times; kernels, where they are enabled, need
+    FULL_TILE rows for each expert on average, or `masked` wins.
     """
     (n_experts, width, d_model), n_tokens = w_out.shape, x.shape[0]
     if n_tokens <= FEW_TOKENS and not torch.is_grad_enabled() and top_k * n_tokens < n_experts:
         return "gather"
+    if x.device.type != "cpu" and n_tokens * top_k >= FULL_TILE * n_experts and kernels.enabled(x, w_out):
+        return "triton"
     if torch.compiler.is_compiling():
         return "masked"
     if x.device.type != "cpu":

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moemla import kernels
 from moemla.attention import attend, attend_shared, merge_heads, split_heads
-from moemla.cache import HybridCache, LayerCache
+from moemla.cache import HybridCache, LatentCache, LayerCache
 from moemla.linear import Linear
 from moemla.rope import RotaryEmbedding
 
@@ -80,6 +81,22 @@ class MultiHeadLatentAttention(nn.Module):
     ) -> Float[Tensor, "b h t k"]:
         return x if self.rope is None else self.rope(x, where)
 
+    def _in_one_kernel(self, q: Tensor, cache: LayerCache, absorb: bool | None) -> bool:
+        """Whether a single new token goes through the decode kernel, which has tables of angles and latents only."""
+        fits = q.shape[2] == 1 and isinstance(cache.cache, LatentCache) and q.shape[3] % 2 == 0
+        fits = fits and (self.rope is None or self.rope.inv_freq is None) and use_absorbed(absorb, 1, self)
+        return fits and kernels.enabled(q, self.k_up.weight)
+
+    def _decode(self, q, k_latent, v_latent, held) -> Float[Tensor, "b 1 d"]:
+        from moemla.kernels.decode import latent_decode
+
+        angles = (None, None) if self.rope is None else (self.rope.cos, self.rope.sin)
+        interleaved = self.rope is not None and self.rope.layout == "interleaved"
+        weights = (self.k_up.weight.to(q.dtype), None if self.k_up.bias is None else self.k_up.bias.to(q.dtype))
+        scale = q.shape[-1] ** -0.5
+        context = latent_decode(q[:, :, 0], k_latent, v_latent, *weights, *angles, held, interleaved, scale)
+        return absorbed_output(context[:, :, None], self.v_up, self.out_proj)
+
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
     ) -> Float[Tensor, "b t d"]:
@@ -89,6 +106,9 @@ class MultiHeadLatentAttention(nn.Module):
         q = self._rotate(split_heads(self.q_proj(x), self.n_heads), where)
         if cache is None:
             k = self._rotate(split_heads(self.k_up(k_latent), self.n_heads))
+        elif self._in_one_kernel(q, cache, absorb):
+            k_latent, v_latent = cache.append(k_latent.unsqueeze(1), v_latent.unsqueeze(1))
+            return self._decode(q, k_latent.squeeze(1), v_latent.squeeze(1), cache.held(steps, x.device))
         else:
             mask = cache.mask(steps, x.device)
             if isinstance(cache.cache, HybridCache):
@@ -152,12 +172,17 @@ class DecoupledLatentAttention(nn.Module):
         q_rope, k_rope = turned[:, :-1], turned[:, -1:]
         joint = torch.cat((self.kv_norm(latent).unsqueeze(1), k_rope), dim=-1)  # (B, 1, T, R + d_rope)
         if cache is not None:
-            mask = cache.mask(steps, x.device)
+            mask, held = cache.mask(steps, x.device), cache.held(steps, x.device)
             (joint,) = cache.append(joint)  # (B, 1, S, R + d_rope)
         if cache is not None and use_absorbed(absorb, steps, self):
             weight = self.k_up.weight.unflatten(0, (self.n_heads, -1))  # (H, d_nope, R)
             q = torch.cat((q_nope @ weight, q_rope), dim=-1)
-            context = attend_shared(q, joint, joint[:, 0], mask, self.scale)[..., : self.latent_dim]
+            if steps == 1 and kernels.enabled(q, joint):
+                from moemla.kernels.decode import joint_decode
+
+                context = joint_decode(q[:, :, 0], joint[:, 0], held, self.latent_dim, self.scale)[:, :, None]
+            else:
+                context = attend_shared(q, joint, joint[:, 0], mask, self.scale)[..., : self.latent_dim]
             return absorbed_output(context, self.v_up, self.out_proj)
         latent, k_rope = joint.split((self.latent_dim, self.d_rope), dim=-1)  # (B, 1, S, R), (B, 1, S, d_rope)
         latent, k_rope = latent.squeeze(1), k_rope.expand(-1, self.n_heads, -1, -1)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moemla import kernels
 from moemla.devices import at_least_float32
 
 
@@ -106,6 +107,11 @@ class RotaryEmbedding(nn.Module):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
+        if kernels.enabled(x, self.cos):
+            from moemla.kernels.rope import rope
+
+            given, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
+            return rope(x, self.cos, self.sin, given, first, self.layout == "interleaved", False)
         taken = slice(*where) if isinstance(where, tuple) else where
         stay, swap = self.stay[taken], self.swap[taken]  # (T, K), or (C, T, K)
         if stay.dim() == 3:

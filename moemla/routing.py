@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moemla import kernels
 from moemla.devices import at_least_float32
 
 
@@ -21,7 +22,8 @@ class Routing:
     """What the router decided for N tokens. Built in chapter 6.
 
     index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
-    for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None.
+    for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None; counted: the counts,
+    where they are known already.
     """
 
     index: Int[Tensor, "n a"]
@@ -29,10 +31,13 @@ class Routing:
     probabilities: Float[Tensor, "n e"]
     logits: Float[Tensor, "n e"]
     valid: Bool[Tensor, "n"] | None = None
+    counted: Int[Tensor, "e"] | None = None
 
     @property
     def counts(self) -> Int[Tensor, "e"]:
         """Tokens for each expert (E,), padding left out. Built in chapter 6."""
+        if self.counted is not None:
+            return self.counted
         one = torch.ones_like(self.index)
         if self.valid is not None:
             one = one * self.valid[:, None]
@@ -60,6 +65,14 @@ def route(
     n_experts = logits.shape[-1]
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
+    if scores not in ("sigmoid", "softmax"):
+        raise ValueError(f"scores={scores!r}: choose 'sigmoid' or 'softmax'")
+    if kernels.enabled(logits, bias):
+        from moemla.kernels.routing import route as in_one_pass
+
+        how = (scores == "softmax", bias_in_gate, renormalise, float(routed_scale))
+        gate, index, plain, counts = in_one_pass(logits, bias, valid, top_k, *how)
+        return Routing(index, gate, plain, logits, valid, counts)
     if bias_in_gate:
         plain = _score(logits + bias, scores)
         biased = plain
@@ -103,11 +116,7 @@ def margin_histogram(
 
 
 def _score(logits: Tensor, scores: str) -> Tensor:
-    if scores == "sigmoid":
-        return logits.sigmoid()
-    if scores == "softmax":
-        return logits.softmax(-1)
-    raise ValueError(f"scores={scores!r}: choose 'sigmoid' or 'softmax'")
+    return logits.sigmoid() if scores == "sigmoid" else logits.softmax(-1)
 
 
 class Router(nn.Module):

@@ -1,10 +1,23 @@
-"""Before anything imports moemla: one thread, and the shapes in its signatures checked at run time."""
+"""Before anything imports moemla: one thread, kernels interpreted without a GPU, signatures checked at run time."""
 
 import os
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+import torch
+
+if not torch.cuda.is_available():  # Triton looks when it is imported: kernels are interpreted, whoever imports it first
+    with suppress(PackageNotFoundError):
+        if tuple(int(n) for n in version("triton").split(".")[:2]) >= (
+            3,
+            7,
+        ):  # 3.6 stumbles over loops of unknown length
+            os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import jaxtyping
 import numpy
@@ -13,9 +26,9 @@ import pytest
 import tools.typecheck  # noqa: F401  (the hook takes it by its name)
 
 assert "moemla" not in sys.modules, "moemla was imported before the hook that checks its signatures"
-jaxtyping.install_import_hook("moemla", "tools.typecheck.check")
-
-import torch
+# All but the kernels: Triton compiles their source as it stands, without what the hook would add.
+MODULES = [f"moemla.{path.stem}" for path in (Path(__file__).parent.parent / "moemla").glob("[!_]*.py")]
+jaxtyping.install_import_hook([*MODULES, "moemla.experiments"], "tools.typecheck.check")
 
 torch.set_num_threads(1)
 

@@ -32,7 +32,7 @@ def by_case(rows):
 
 def test_moe_measures_every_back_end_the_layer_and_the_dense_one():
     found = by_case(bench.bench_moe(small(), tokens=(1, 20), seconds=0.0))
-    assert set(found["routed forward n=1"]) == set(experts.BACKENDS)
+    assert set(found["routed forward n=1"]) == set(experts.BACKENDS) - {"triton"}  # interpreted it would say nothing
     assert set(found["layer forward+backward n=20"]) == set(found["dense forward n=20"]) == {"ours"}
     assert "routed forward+backward n=1" not in found  # nobody trains on one token
     assert "routed forward+backward n=20" in found

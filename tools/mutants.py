@@ -305,6 +305,105 @@ MUSEUM = (
         "from_config(made).to(weight.device, weight.dtype)",
         "test_interop.py",
     ),
+    Mutant(
+        "kernel-padding-lanes-chosen",
+        "The router's kernel forgets that 62 experts are not 64 lanes: two lanes of padding can be chosen.",
+        "kernels/routing",
+        'left = tl.where(expert, biased, -float("inf"))',
+        "left = biased",
+        "kernels/test_routing.py",
+        "interpreted and padding",
+    ),
+    Mutant(
+        "kernel-rows-of-the-next-expert",
+        "The last tile of an expert is not masked and multiplies rows of the next one.",
+        "kernels/experts",
+        """    real = row < tl.load(offsets + expert + 1)
+    slot = tl.load(order + row, mask=real, other=0)
+    source = (slot // TOP_K if GATHER else row).to(tl.int64)
+    col =""",
+        """    real = row < tl.load(offsets + n_experts)
+    slot = tl.load(order + row, mask=real, other=0)
+    source = (slot // TOP_K if GATHER else row).to(tl.int64)
+    col =""",
+        "kernels/test_experts.py",
+        "any_order",
+    ),
+    Mutant(
+        "kernel-wrong-stride",
+        "Tokens are read with the stride of the hidden layer instead of their own.",
+        "kernels/experts",
+        "left = tl.load(x + token[:, None] * x_row + d[None, :]",
+        "left = tl.load(x + token[:, None] * width + d[None, :]",
+        "kernels/test_experts.py",
+        "interpreted and narrow",
+    ),
+    Mutant(
+        "kernel-gate-twice",
+        "The gate is applied to the hidden layer, and once more to the output.",
+        "kernels/experts",
+        '        out = tl.dot(hidden, right, input_precision="ieee")\n',
+        '        out = tl.dot(hidden, right, input_precision="ieee")\n'
+        "        out *= tl.load(gate + slot, mask=real, other=0.0).to(tl.float32)[:, None]\n",
+        "kernels/test_experts.py",
+        "interpreted and narrow",
+    ),
+    Mutant(
+        "kernel-gate-missing-backward",
+        "The gradient of the hidden layer is not weighed by the gate.",
+        "kernels/experts",
+        "    u *= weight\n",
+        "",
+        "kernels/test_experts.py",
+        "interpreted and equals",
+    ),
+    Mutant(
+        "kernel-merge-without-shares",
+        "The pieces of a long cache are joined as if each had the same sum of exponentials.",
+        "kernels/decode",
+        "shrink, share = tl.exp(highest - safe), tl.exp(log - safe)",
+        "shrink, share = tl.exp(highest - safe), 1.0",
+        "kernels/test_decode.py",
+        "interpreted and pieces",
+    ),
+    Mutant(
+        "kernel-softmax-without-shrinking",
+        "The online softmax finds a larger score and does not shrink what it has summed up so far.",
+        "kernels/decode",
+        "    context = context * shrink[:, None]\n",
+        "",
+        "kernels/test_decode.py",
+        "interpreted and pieces",
+    ),
+    Mutant(
+        "kernel-lengths-ignored",
+        "A short row of a batch sees the slots of the longest one.",
+        "kernels/decode",
+        """        last = tl.minimum(last, tl.load(lengths + row).to(tl.int32))
+    head, lane, tail""",
+        """        last = last
+    head, lane, tail""",
+        "kernels/test_decode.py",
+        "interpreted and unequal",
+    ),
+    Mutant(
+        "kernel-turned-the-same-way-back",
+        "The gradient of a rotation is turned forwards instead of back.",
+        "kernels/rope",
+        "interleaved, not inverse), *[None] * 6",
+        "interleaved, inverse), *[None] * 6",
+        "kernels/test_rope.py",
+        "interpreted",
+    ),
+    Mutant(
+        "kernel-unstable-dispatch",
+        "Slots of one block are all put at the expert's first row: they overwrite each other.",
+        "kernels/dispatch",
+        "row = tl.sum(chosen * (before + start[None, :]), axis=1)",
+        "row = tl.sum(chosen * start[None, :], axis=1)",
+        "kernels/test_experts.py",
+        "interpreted and dispatch",
+    ),
 )
 
 

@@ -98,24 +98,25 @@ def _escape(text: str) -> str:
 def api_page() -> str:
     """Every public symbol of the package: signature, docstring, and the chapter that builds it."""
     chapters = plan()
-    names = sorted(
-        (path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")),
-        key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name),
-    )
+    files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        files["kernels" if path.stem == "__init__" else f"kernels.{path.stem}"] = path
+    names = sorted(files, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     out = ["# API reference", ""]
     out += [
         "What each module holds, from its docstrings. Each entry names the chapter in which it is built by hand.",
         "",
     ]
     for name in names:
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(files[name].read_text(encoding="utf-8"))
         public = [n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")]
         public = [n for n in public if ast.get_docstring(n)]
         if not public:
             continue
-        out += [f"(module-{name})=", f"## `moemla.{name}`", "", prose(ast.get_docstring(tree) or "", chapters), ""]
+        label = name.replace(".", "-")
+        out += [f"(module-{label})=", f"## `moemla.{name}`", "", prose(ast.get_docstring(tree) or "", chapters), ""]
         for node in public:
-            anchor = f"api-{node.name}" if isinstance(node, ast.ClassDef) else f"api-{name}-{node.name}"
+            anchor = f"api-{node.name}" if isinstance(node, ast.ClassDef) else f"api-{label}-{node.name}"
             out += [f"({anchor})=", f"### `{node.name}`", ""]
             out += ["```python", _wrapped(signature(node)), "```", "", prose(ast.get_docstring(node), chapters), ""]
             if isinstance(node, ast.ClassDef):
@@ -183,6 +184,14 @@ anyone can make again, byte for byte.
 """
 
 
+ON_A_GPU = """## On a GPU
+
+No result here was measured on a GPU. The Triton kernels are equal to the plain functions where Triton's interpreter
+runs them, and they compile to machine code for compute capability 8.0 and 9.0: that is tested. How fast they are, and
+whether they are right in 16-bit types, nobody has seen yet. `python -m tools.on_gpu` on a machine with one runs their
+tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
+
+
 def reproduce_page() -> str:
     """Each command that made files of `results/`, how many, how long it took and on what."""
     made: dict[str, list[dict]] = {}
@@ -202,6 +211,8 @@ def reproduce_page() -> str:
         made_on = f"{on}, {threads}; {last['date'][:10]} at commit {last['git']['commit'][:7]}{dirty}"
         out += ["", "```bash", command, "```", f"{count}; {minutes:.1f} minutes of runs on {made_on}."]
     out += ["", '"Changed" marks files made while the package differed from the commit.']
+    if not any(found["provenance"]["machine"]["gpus"] for results in made.values() for found in results):
+        out += ["", ON_A_GPU]
     return "\n".join(out) + "\n"
 
 

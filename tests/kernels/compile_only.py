@@ -1,0 +1,92 @@
+"""Compiles every kernel for a GPU that need not be there: python -m tests.kernels.compile_only 80 bfloat16
+
+Prints a JSON list of [kernel, bytes of its cubin, shared memory, how often it was compiled]. The operators run as they
+are, on tensors of the CPU, but where they would start a kernel it is compiled for the given compute capability and not
+started: their results are meaningless. The widths are those of size M.
+"""
+
+import json
+import sys
+from collections import Counter
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+
+class Absent:
+    """A driver for a GPU of this compute capability on which nothing is ever started."""
+
+    def __init__(self, capability: int):
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def main(capability: int, dtype: torch.dtype) -> list:
+    compiled, times = {}, Counter()
+
+    def start(kernel, grid):
+        def compile_only(*arguments, **named):
+            made = kernel.warmup(*arguments, grid=grid, **named)
+            name = kernel.fn.__name__
+            if (name, made.hash) not in compiled:
+                times[name] += 1
+            compiled[name, made.hash] = made
+
+        return compile_only
+
+    driver.set_active(Absent(capability))
+    JITFunction.__getitem__ = start
+    everything(dtype)
+    return [[name, len(made.asm["cubin"]), made.metadata.shared, times[name]] for (name, _), made in compiled.items()]
+
+
+def everything(dtype: torch.dtype) -> None:
+    """Each operator, forward and backward, with each of its options; lengths vary, and must not compile anew."""
+    from moemla.kernels import decode, experts, rope, routing
+
+    like = dict(dtype=dtype)
+    angles = torch.zeros(1024, 32)
+    for steps in (33, 64, 512):
+        x = torch.zeros(2, 8, steps, 64, **like)
+        rope.rope(x, angles, angles, None, 3, False, False)
+        rope.rope(x, angles, angles, torch.zeros(2, steps, dtype=torch.long), 0, True, True)
+    bias = torch.zeros(62)
+    for tokens in (17, 64, 8192):
+        logits = torch.zeros(tokens, 62, requires_grad=True)
+        for softmax in (False, True):
+            gate, _, plain, _ = routing.route(logits, bias, torch.zeros(tokens) > 0, 6, softmax, False, True, 1.0)
+            torch.autograd.grad(gate.sum() + plain.sum(), logits)
+    for width in (32, 256):
+        for activation, factor in (("gelu", 1), ("swiglu", 2)):
+            w_in = torch.zeros(62, 512, factor * width, requires_grad=True, **like)
+            w_out = torch.zeros(62, width, 512, requires_grad=True, **like)
+            for tokens in (600, 640):
+                x = torch.zeros(tokens, 512, requires_grad=True, **like)
+                index, gate = torch.zeros(tokens, 6).long(), torch.zeros(tokens, 6, requires_grad=True, **like)
+                out = experts.routed_experts(x, w_in, w_out, index, gate, activation)[0]
+                torch.autograd.grad(out.sum(), (x, w_in, w_out, gate))
+    weight = torch.zeros(512, 256, **like)
+    for slots in (100, 512, 1000):
+        q, latent, lengths = torch.zeros(2, 8, 64, **like), torch.zeros(2, slots, 256, **like), torch.zeros(2).int()
+        decode.latent_decode(q, latent, latent, weight, weight[:, 0].contiguous(), angles, angles, lengths, True, 0.1)
+        q, joint = torch.zeros(2, 8, 320, **like), torch.zeros(2, slots, 320, **like)
+        decode.joint_decode(q, joint, None, 256, 0.1)
+
+
+if __name__ == "__main__":
+    triton.knobs.compilation.always_compile = True
+    print(json.dumps(main(int(sys.argv[1]), getattr(torch, sys.argv[2]))))

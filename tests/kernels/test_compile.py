@@ -1,0 +1,50 @@
+"""Every kernel becomes machine code for an A100 and an H100 on a machine that has neither."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moemla import kernels
+
+ROOT = Path(__file__).parent.parent.parent
+SHARED = {80: 166_912, 90: 232_448}  # bytes of shared memory that a program may have (CUDA programming guide, 8.0, 9.0)
+KERNELS = re.findall(
+    r"@triton\.jit.*\ndef (_\w+)\(", "".join(p.read_text() for p in sorted((ROOT / "moemla/kernels").glob("*.py")))
+)
+CALLED = {"_score", "_silu", "_gelu", "_gelu_slope", "_hidden", "_attend_tile", "_store_piece"}  # parts of others
+
+
+def old_triton() -> bool:
+    try:
+        import triton
+    except ImportError:
+        return True
+    return tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7)
+
+
+@pytest.mark.skipif(old_triton(), reason="needs triton 3.7 or later")
+@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (80, "float16"), (90, "bfloat16"), (90, "float32")])
+def test_to_machine_code(capability, dtype, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= dict(PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(tmp_path))
+    command = [sys.executable, "-m", "tests.kernels.compile_only", str(capability), dtype]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = json.loads(done.stdout)
+    assert {name for name, *_ in made} == set(KERNELS) - CALLED
+    for name, size, shared, _ in made:
+        assert size > 1000 and shared <= SHARED[capability], (name, size, shared)
+    # A new length is no reason to compile again: each kernel as often as it has kinds here, not lengths.
+    times = {name: count for name, _, _, count in made}
+    assert times["_rope"] == 2 and times["_joint_decode"] == times["_latent_decode"] == 1
+    assert times["_route"] == times["_route_backward"] == 2 and times["_narrow"] == 2
+
+
+def test_the_list_of_kernels_is_whole():
+    assert kernels.INTERPRETED or len(KERNELS) > 10
+    assert len(KERNELS) == len(set(KERNELS)) and set(KERNELS) > CALLED

@@ -1,0 +1,44 @@
+"""What waits for a GPU: the tests of the kernels, compiled, and the benches of experts and attention into results/.
+
+python -m tools.on_gpu           all of it, with this interpreter
+python -m tools.on_gpu --list    only print the commands
+
+Each command is one process, so that one that fails leaves the others alone; the exit code counts the failures.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS = ("1", "16", "256", "4096", "16384", "65536")
+LENGTHS = ("512", "2048", "8192", "32768")
+
+
+def commands() -> list[list[str]]:
+    """Tests first, then size M and XL, experts of equal total and as printed, in bf16 and fp16; then attention."""
+    python = [sys.executable, "-m"]
+    found = [[*python, "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider"]]
+    found += [[*python, "pytest", "tests", "-q", "-p", "no:cacheprovider", "-k", "gpu"]]
+    keep = ["--folder", "results", "--seconds", "0.3"]
+    for size in ("M", "XL"):
+        for matched in ("parameters", "literal"):
+            for dtype in ("bf16", "fp16"):
+                how = ["--size", size, "--matched", matched, "--dtype", dtype, "--against", "transformers"]
+                found.append([*python, "moemla.cli", "bench", "moe", *how, "--tokens", *TOKENS, *keep])
+        how = ["--size", size, "--dtype", "bf16", "--batch-size", "16"]
+        found.append([*python, "moemla.cli", "bench", "attention", *how, "--tokens", *LENGTHS, *keep])
+    return found
+
+
+def main() -> int:
+    failed = 0
+    for command in commands():
+        print("$", " ".join(["python", *command[1:]]), flush=True)
+        if "--list" not in sys.argv:
+            failed += subprocess.run(command, cwd=ROOT).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
