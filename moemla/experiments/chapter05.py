@@ -1,6 +1,6 @@
 """Chapter 5's question: `mha`, `mha-rope`, `mla`, `mla-rope` of one size, trained alike, side by side.
 
-First a learning rate for each variant: a few rates, one seed, a third of the steps. Then, with each variant's own best
+First a learning rate for each variant, on the built-in stories: a few rates, one seed, a third of the steps. Then, with each variant's own best
 rate, several seeds in full: seed s gives all variants the same batches. Runs have one thread each and go side by side.
 """
 
@@ -50,7 +50,7 @@ SCALES = {
     "smoke": Scale(
         steps=12, steps_of_files=12, rates=(1e-2, 2e-2), seeds=2, stories=300, scored=20, batch_size=4, seq_len=64
     ),
-    "cpu": Scale(steps=600, steps_of_files=1000, rates=(1e-2, 2e-2, 4e-2), seeds=5),
+    "cpu": Scale(steps=600, steps_of_files=1000, rates=(1e-2, 2e-2, 4e-2, 8e-2), seeds=5),
 }
 
 
@@ -65,7 +65,8 @@ def run(
 ) -> list[Result]:
     """All runs of a scale, two at a time; each leaves a result in `folder`. Built in chapter 5.
 
-    On the built-in stories, or on two text files; `seeds` may be fewer or more than the scale's. Cut and called again
+    The rates are sought on the built-in stories; the seeds are run on these, or on two text files. `seeds` may be fewer
+    or more than the scale's. Cut and called again
     it goes on: finished runs are kept, others go on from their last checkpoint. `report(done, total, result)` is called
     after each. ValueError for a scale other than smoke and cpu.
     """
@@ -74,25 +75,20 @@ def run(
     size, folder = SCALES[scale], Path(folder)
     data = "files" if train_text else "builtin"
     steps = size.steps_of_files if train_text else size.steps
-    shards = folder / WORK / f"{EXPERIMENT}-data-{scale}-{data}"
-    facts = prepare(shards, source=data, train=train_text, valid=valid_text, stories=size.stories)
-    base = dict(
-        data=data,
-        size="tiny",
-        stories=size.stories,
-        scored=size.scored,
-        batch_size=size.batch_size,
-        seq_len=size.seq_len,
-    )
-    count = dict(part="counted", data=data, stories=size.stories)
-    sweep = [
-        dict(part="rate", variant=variant, lr=lr, seed=0, steps=steps // 3, **base)
-        for lr in size.rates
-        for variant in VARIANTS
-    ]
     seeds = size.seeds if seeds is None else seeds
+
+    def work_on(data: str, **texts):
+        shards = folder / WORK / f"{EXPERIMENT}-data-{scale}-{data}"
+        return partial(_work, shards, prepare(shards, source=data, stories=size.stories, **texts))
+
+    def cells(part: str, data: str, steps: int, which) -> list[dict]:
+        sizes = dict(stories=size.stories, scored=size.scored, batch_size=size.batch_size, seq_len=size.seq_len)
+        start, rest = dict(part=part), dict(steps=steps, data=data, size="tiny", **sizes)
+        return [start | dict(variant=variant, lr=lr, seed=seed) | rest for variant, lr, seed in which]
+
+    sweep = cells("rate", "builtin", size.steps // 3, [(name, lr, 0) for lr in size.rates for name in VARIANTS])
+    count = dict(part="counted", data=data, stories=size.stories)
     total = 1 + len(sweep) + seeds * len(VARIANTS)
-    work = partial(_work, shards, facts)
     done: list[Result] = []
 
     def note(result: Result) -> None:
@@ -101,14 +97,11 @@ def run(
             report(len(done), total, result)
 
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        _all([count, *sweep], work, folder, pool, note)
+        _all(sweep, work_on("builtin"), folder, pool, note)
+        work = work_on(data, train=train_text, valid=valid_text)
         best = best_rates(done)
-        runs = [
-            dict(part="seed", variant=variant, lr=best[variant], seed=seed, steps=steps, **base)
-            for seed in range(seeds)
-            for variant in VARIANTS
-        ]
-        _all(runs, work, folder, pool, note)
+        runs = cells("seed", data, steps, [(name, best[name], seed) for seed in range(seeds) for name in VARIANTS])
+        _all([count, *runs], work, folder, pool, note)
     return done
 
 
