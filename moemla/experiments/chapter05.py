@@ -1,7 +1,8 @@
 """Chapter 5's question: `mha`, `mha-rope`, `mla`, `mla-rope` of one size, trained alike, side by side.
 
-First a learning rate for each variant, on the built-in stories: a few rates, one seed, a third of the steps. Then, with each variant's own best
-rate, several seeds in full: seed s gives all variants the same batches. Runs have one thread each and go side by side.
+First a learning rate for each variant, on the built-in stories: a few rates, one seed, a third of the steps. Then, with
+each variant's own best rate, several seeds in full: seed s gives all variants the same batches. Runs have one thread
+each and go side by side.
 """
 
 import time
