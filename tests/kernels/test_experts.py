@@ -6,7 +6,7 @@ import torch
 from moemla import experts as module
 from moemla import kernels
 from moemla.experts import choose, experts
-from tests.kernels.ways import Way, each_way, exact, gradients, near
+from tests.kernels.ways import GPU, Way, each_way, exact, gradients, near
 
 # N, E, A, D, F: two tiles and a rest in each dimension, somewhere
 SIZES = {
@@ -161,6 +161,32 @@ def test_an_expert_that_does_not_exist_gives_no_number(way):
     rows = out.isnan().all(1).nonzero().flatten().tolist()
     assert rows == [3, 5]
     near(out[[0, 1, 2, 4]], good[[0, 1, 2, 4]].detach().double().cpu(), 1e-6)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("width", [32, 256], ids=["narrow", "wide"])
+def test_nothing_waits_for_the_gpu(width):
+    """Forward and backward are started without a number coming back to the host."""
+    leaves = example(Way("compiled", torch.bfloat16), 300, 62, 6, 512, width, "gelu")
+    for mode in ("default", "error"):  # once to compile
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            out = experts(*leaves, "triton")
+            out.sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_more_numbers_than_32_bits_count():
+    """2.2e9 of them in the experts' outputs: the last tokens are right."""
+    way, n = Way("compiled", torch.bfloat16), 360_000
+    x, w_in, w_out, index, gate = example(way, n, 7, 6, 1024, 8, "gelu")
+    with torch.no_grad():
+        out = experts(x, w_in, w_out, index, gate, "triton")
+        last = slice(n - 50, n)
+        few = [exact(t) for t in (x[last], w_in, w_out)]
+        near(out[last], experts(*few, index[last].cpu(), exact(gate[last]), "loop"), way.tolerance)
 
 
 def test_what_does_not_fit_is_said():
