@@ -30,6 +30,7 @@ from moemla.training import TrainConfig, read_metrics, train
 
 EXPERIMENT = "chapter05"
 VARIANTS = ("mha", "mha-rope", "mla", "mla-rope")
+ROTARY = ("mha-rope", "mla-rope")
 MAX_SEQ_LEN = 512  # the length of a learned position table
 
 
@@ -38,7 +39,8 @@ class Scale:
     """How large the experiment is. Built in chapter 5."""
 
     steps: int  # of a run in full on the built-in stories; a run for the rate has a third
-    steps_of_files: int  # real stories take longer until counting is left behind
+    steps_of_files: int  # real stories take longer until counting is left behind,
+    variants_of_files: tuple[str, ...]  # and with learned positions longer than an afternoon
     rates: tuple[float, ...]  # peak learning rates tried
     seeds: int
     stories: int | None = None  # to train on; None: all there are
@@ -49,9 +51,17 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(
-        steps=12, steps_of_files=12, rates=(1e-2, 2e-2), seeds=2, stories=300, scored=20, batch_size=4, seq_len=64
+        steps=12,
+        steps_of_files=12,
+        variants_of_files=ROTARY,
+        rates=(1e-2, 2e-2),
+        seeds=2,
+        stories=300,
+        scored=20,
+        batch_size=4,
+        seq_len=64,
     ),
-    "cpu": Scale(steps=600, steps_of_files=1000, rates=(1e-2, 2e-2, 4e-2, 8e-2), seeds=5),
+    "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(1e-2, 2e-2, 4e-2, 8e-2), seeds=5),
 }
 
 
@@ -66,8 +76,8 @@ def run(
 ) -> list[Result]:
     """All runs of a scale, two at a time; each leaves a result in `folder`. Built in chapter 5.
 
-    The rates are sought on the built-in stories; the seeds are run on these, or on two text files. `seeds` may be fewer
-    or more than the scale's. Cut and called again
+    The rates are sought on the built-in stories; the seeds are run on these, or, with rotary positions only, on two
+    text files. `seeds` may be fewer or more than the scale's. Cut and called again
     it goes on: finished runs are kept, others go on from their last checkpoint. `report(done, total, result)` is called
     after each. ValueError for a scale other than smoke and cpu.
     """
@@ -75,7 +85,7 @@ def run(
         raise ValueError(f"scale={scale!r}: this experiment has {' and '.join(SCALES)}")
     size, folder = SCALES[scale], Path(folder)
     data = "files" if train_text else "builtin"
-    steps = size.steps_of_files if train_text else size.steps
+    steps, names = (size.steps_of_files, size.variants_of_files) if train_text else (size.steps, VARIANTS)
     seeds = size.seeds if seeds is None else seeds
 
     def work_on(data: str, **texts):
@@ -89,7 +99,7 @@ def run(
 
     sweep = cells("rate", "builtin", size.steps // 3, [(name, lr, 0) for lr in size.rates for name in VARIANTS])
     count = dict(part="counted", data=data, stories=size.stories)
-    total = 1 + len(sweep) + seeds * len(VARIANTS)
+    total = 1 + len(sweep) + seeds * len(names)
     done: list[Result] = []
 
     def note(result: Result) -> None:
@@ -101,7 +111,7 @@ def run(
         _all(sweep, work_on("builtin"), folder, pool, note)
         work = work_on(data, train=train_text, valid=valid_text)
         best = best_rates(done)
-        runs = cells("seed", data, steps, [(name, best[name], seed) for seed in range(seeds) for name in VARIANTS])
+        runs = cells("seed", data, steps, [(name, best[name], seed) for seed in range(seeds) for name in names])
         _all([count, *runs], work, folder, pool, note)
     return done
 

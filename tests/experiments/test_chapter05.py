@@ -9,6 +9,7 @@ from moemla.errors import MoemlaError
 from moemla.experiments import chapter05
 from moemla.experiments.chapter05 import SCALES, VARIANTS, best_rates, run, seeds_of
 from moemla.experiments.results import Result, load
+from tests.runs import write_texts
 
 
 def made(part, variant, lr, nats=None, **more):
@@ -63,3 +64,16 @@ def test_smoke(tmp_path, capsys):
     second = {result.name: result for result in load(tmp_path, chapter05.EXPERIMENT)}
     assert {name: second[name] for name in first} == first and len(second) == len(first) + len(VARIANTS)
     assert not any("nan" in json.dumps(result.measures).lower() for result in second.values())
+
+
+def test_real_stories(tmp_path):
+    """Rates of the built-in stories, seeds on the files, with rotary positions only."""
+    texts = write_texts(tmp_path)
+    found = run("smoke", tmp_path / "results", texts["train"], texts["valid"], seeds=1, workers=1)
+    assert {result.settings["data"] for result in found if result.settings["part"] == "rate"} == {"builtin"}
+    runs = seeds_of(found, "files")
+    assert [len(runs[name]) for name in VARIANTS] == [0, 1, 0, 1]
+    assert seeds_of(found, "builtin")["mla-rope"] == []
+    (counted,) = [result for result in found if result.settings["part"] == "counted"]
+    assert counted.settings["data"] == "files"
+    assert counted.measures["data_hash"] == runs["mla-rope"][0].measures["data_hash"]
