@@ -1,23 +1,30 @@
 """The classes that a reader builds in the chapters go through the same property tests as the library's."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
+import moemla
 from moemla import (
     DecoupledLatentAttention,
     HybridCache,
     JointLatentCache,
     KVCache,
     LatentCache,
+    ModelConfig,
     MultiHeadAttention,
     MultiHeadLatentAttention,
     RotaryEmbedding,
     Tokenizer,
+    complexity,
 )
+from moemla.generation import filter_logits
+from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
+from moemla.optim import learning_rate, make_optimizers
 from moemla.stories import stories
 from tools.browser import ROOT
 from tools.chapter_code import load_definitions
@@ -314,3 +321,135 @@ def test_rotary_attention_sees_order_and_distance_alone(make, cached):
     assert (layer(swapped)[:, -1] - out[:, -1]).abs().max() > 1e-4, "the order of the past is invisible"
     layer.rope = Moved(layer.rope, 100)
     torch.testing.assert_close(layer(x), out, atol=1e-10, rtol=0)
+
+
+# ---- chapter 5
+
+FIVE = "05-small-language-model"
+BOTH = pytest.mark.parametrize("whose", ["library", "chapter"])
+EACH_VARIANT = pytest.mark.parametrize("variant", ["mha", "mha-rope", "mla", "mla-rope"])
+
+
+def language_model(whose, variant, **changes):
+    torch.manual_seed(0)
+    config = ModelConfig.preset("tiny", variant, n_layers=3, d_model=32, vocab_size=50, max_seq_len=16, **changes)
+    return moemla.LanguageModel(config) if whose == "library" else chapter(FIVE).LanguageModel(config)
+
+
+def adamw(whose, model):
+    if whose == "library":
+        return make_optimizers(model, "adamw", weight_decay=0.1)[0]
+    return chapter(FIVE).AdamW(chapter(FIVE).groups_of(model, 0.1))
+
+
+@BOTH
+@EACH_VARIANT
+def test_a_language_model_is_causal_and_its_rows_do_not_meet(whose, variant):
+    model, tokens = language_model(whose, variant).double(), torch.randint(50, (3, 9))
+    vectors = []
+    model.embedding.register_forward_hook(lambda module, args, out: vectors.append(out))
+    logits = model(tokens)
+    for i in range(9):
+        (slope,) = torch.autograd.grad(logits[:, i].sum(), vectors[0], retain_graph=True)
+        assert (slope[:, i + 1 :] == 0).all() and slope[:, i].abs().max() > 0
+    torch.testing.assert_close(torch.cat([model(row[None]) for row in tokens]), logits, atol=1e-12, rtol=0)
+
+
+@BOTH
+@EACH_VARIANT
+@torch.no_grad()
+def test_a_language_model_writes_the_same_with_a_cache(whose, variant):
+    model, tokens = language_model(whose, variant).double(), torch.randint(50, (2, 12))
+    cache = model.new_cache(2, 12) if whose == "library" else chapter(FIVE).cache_for(model, 2, 12)
+    steps = [model(part, cache=cache) for part in tokens.split([7, 1, 3, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(tokens), atol=1e-12, rtol=0)
+    assert cache.length == 12
+
+
+@BOTH
+@EACH_VARIANT
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_begins_knowing_nothing_with_the_parameters_that_are_counted(whose, variant, tied):
+    model = language_model(whose, variant, tie_embeddings=tied)
+    tokens = torch.randint(50, (8, 13))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).mT, tokens[:, 1:])
+    assert abs(loss.item() - np.log(50)) < 0.05
+    assert sum(p.numel() for p in model.parameters()) == complexity.parameters(model.config).total
+    writers = [
+        p.std().item() for n, p in model.named_parameters() if n.endswith(("out_proj.weight", "ward.down.weight"))
+    ]
+    assert len(writers) == 6 and all(abs(std / (0.02 / 6**0.5) - 1) < 0.15 for std in writers)
+
+
+@BOTH
+def test_a_feed_forward_layer_sees_each_token_alone(whose):
+    make = moemla.FeedForward if whose == "library" else chapter(FIVE).FeedForward
+    layer, x = make(d_model=16, d_ff=64).double(), torch.randn(2, 5, 16, dtype=torch.float64)
+    alone = torch.stack([torch.stack([layer(token) for token in row]) for row in x])
+    torch.testing.assert_close(layer(x), alone, atol=1e-12, rtol=0)
+    bent = layer(2 * x) - 2 * layer(x) + layer(0 * x)
+    assert bent.abs().max() > 1e-3, "without a bend two matrices are one"
+
+
+@BOTH
+def test_adamw_steps_by_the_rate_and_pulls_matrices_alone(whose):
+    model, lr = language_model(whose, "mla-rope").double(), 1e-3
+    optimizer = adamw(whose, model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for number, p in enumerate(model.parameters()):
+        p.grad = torch.full_like(p, 10.0**-number) if number % 2 else torch.zeros_like(p)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    for number, (name, p) in enumerate(model.named_parameters()):
+        pulled = before[name] * (1 - lr * 0.1) if p.dim() > 1 else before[name]
+        wanted = pulled - lr * 10.0**-number / (10.0**-number + 1e-8) if number % 2 else pulled
+        torch.testing.assert_close(p.detach(), wanted, atol=1e-12, rtol=0, msg=name)
+
+
+@BOTH
+@pytest.mark.parametrize("chunk", [1, 7, 40, 1000])
+def test_the_loss_does_not_depend_on_the_pieces(whose, chunk):
+    x, weight = torch.randn(40, 6, dtype=torch.float64), torch.randn(30, 6, dtype=torch.float64)
+    targets = torch.randint(30, (40,))
+    x.requires_grad_(), weight.requires_grad_()
+    wanted = torch.nn.functional.cross_entropy(x @ weight.T, targets)
+    slopes = torch.autograd.grad(wanted, (x, weight))
+    if whose == "library":
+        loss = linear_cross_entropy(x, weight, targets, chunk)
+        found = torch.autograd.grad(loss, (x, weight))
+    else:
+        with torch.no_grad():
+            loss, *found = chapter(FIVE).loss_in_chunks(x, weight, targets, chunk)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(tuple(found), slopes)
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.7), (9, 0.5)])
+def test_what_is_drawn_from_is_a_distribution_of_the_likeliest(whose, temperature, top_k, top_p):
+    logits, how = 2 * torch.randn(6, 40), dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    p = filter_logits(logits, **how).exp() if whose == "library" else chapter(FIVE).probabilities(logits, **how)
+    likeliest = (logits.double() / temperature).masked_fill(
+        logits < logits.topk(top_k or 40).values[:, -1:], -torch.inf
+    )
+    for row, plain in zip(p, likeliest.softmax(-1), strict=True):
+        allowed = row > 0
+        kept = plain[allowed].sum()
+        torch.testing.assert_close(row, plain.where(allowed, 0.0) / kept)
+        assert plain[allowed].min() > plain.masked_fill(allowed, -1).max(), "a likelier one was ruled out"
+        if top_p:
+            assert kept >= top_p > kept - plain[allowed].min()
+        else:
+            assert allowed.sum() == (top_k or 40)
+
+
+@BOTH
+def test_the_rate_climbs_then_falls_to_its_end(whose):
+    rate_at = learning_rate if whose == "library" else chapter(FIVE).rate_at
+    rates = [rate_at(step, lr=2.0, min_lr=0.5, warmup=10, steps=60) for step in range(61)]
+    assert rates[:11] == pytest.approx([0.2 * n for n in range(1, 11)] + [2.0])
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[60] == pytest.approx(0.5) and rates[35] == pytest.approx(1.25)
