@@ -192,6 +192,15 @@ whether they are right in 16-bit types, nobody has seen yet. `python -m tools.on
 tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
 
 
+def _on_lines(command: str, width: int = 44) -> str:
+    """A command cut before its options, so that a phone shows it whole."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        longer = f"{lines[-1]} {part}".strip()
+        lines = [*lines[:-1], longer] if not lines[-1] or len(longer) <= width else [*lines, part]
+    return " \\\n  ".join(lines)
+
+
 def reproduce_page() -> str:
     """Each command that made files of `results/`, how many, how long it took and on what."""
     made: dict[str, list[dict]] = {}
@@ -200,7 +209,7 @@ def reproduce_page() -> str:
         command = " ".join(["moemla", *found["provenance"]["command"].split()[1:]])
         made.setdefault(command, []).append(found)
     out = [REPRODUCE.rstrip()]
-    for command, results in made.items():
+    for command, results in sorted(made.items(), key=lambda pair: pair[0].startswith("moemla bench")):
         runs = [result["provenance"] for result in results]
         minutes, last = sum(run["seconds"] for run in runs) / 60, max(runs, key=lambda run: run["date"])
         machine = last["machine"]
@@ -209,7 +218,7 @@ def reproduce_page() -> str:
         threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
         dirty = ", changed" if any(run["git"]["dirty"] for run in runs) else ""
         made_on = f"{on}, {threads}; {last['date'][:10]} at commit {last['git']['commit'][:7]}{dirty}"
-        out += ["", "```bash", command, "```", f"{count}; {minutes:.1f} minutes of runs on {made_on}."]
+        out += ["", "```bash", _on_lines(command), "```", f"{count}; {minutes:.1f} minutes of runs on {made_on}."]
     out += ["", '"Changed" marks files made while the package differed from the commit.']
     if not any(found["provenance"]["machine"]["gpus"] for results in made.values() for found in results):
         out += ["", ON_A_GPU]
