@@ -116,7 +116,8 @@ def triton(x, w_in, w_out, index, gate, activation):
         narrow = torch.get_autocast_dtype(kind)
         x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
     if x.shape[0] == 0 or x.is_meta or not kernels.usable(x, w_in, w_out, index, gate):
-        return BACKENDS[choose(x, w_out, index.shape[1])](x, w_in, w_out, index, gate, activation)
+        name = choose(x, w_out, index.shape[1])
+        return BACKENDS["grouped" if name == "triton" else name](x, w_in, w_out, index, gate, activation)
     from moemla.kernels.experts import routed_experts
 
     return routed_experts(x, w_in, w_out, index, gate, activation)[0]

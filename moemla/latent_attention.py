@@ -180,7 +180,9 @@ class DecoupledLatentAttention(nn.Module):
             if steps == 1 and kernels.enabled(q, joint):
                 from moemla.kernels.decode import joint_decode
 
-                context = joint_decode(q[:, :, 0], joint[:, 0], held, self.latent_dim, self.scale)[:, :, None]
+                context = joint_decode(q[:, :, 0], joint[:, 0].to(q.dtype), held, self.latent_dim, self.scale)[
+                    :, :, None
+                ]
             else:
                 context = attend_shared(q, joint, joint[:, 0], mask, self.scale)[..., : self.latent_dim]
             return absorbed_output(context, self.v_up, self.out_proj)

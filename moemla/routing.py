@@ -67,7 +67,8 @@ def route(
         raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
     if scores not in ("sigmoid", "softmax"):
         raise ValueError(f"scores={scores!r}: choose 'sigmoid' or 'softmax'")
-    if kernels.enabled(logits, bias):
+    known = logits.dtype == bias.dtype == torch.float32 and not bias.requires_grad
+    if known and kernels.enabled(logits, bias):
         from moemla.kernels.routing import route as in_one_pass
 
         how = (scores == "softmax", bias_in_gate, renormalise, float(routed_scale))

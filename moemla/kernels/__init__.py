@@ -60,12 +60,12 @@ def why_not(*tensors: Tensor) -> str | None:
     if device.type == "cuda":
         if torch.version.hip is not None:
             return "nothing here has been run on AMD's GPUs"
-        have = torch.cuda.get_device_capability(device)
-        if have < CAPABILITY:
-            return f"{torch.cuda.get_device_name(device)} has compute capability {have[0]}.{have[1]}, they need 8.0"
+        gpu = torch.cuda.get_device_properties(device)
+        if (gpu.major, gpu.minor) < CAPABILITY:
+            return f"{gpu.name} has compute capability {gpu.major}.{gpu.minor}, they need 8.0"
     elif device.type != "cpu" or not INTERPRETED:
         return f"they run on an NVIDIA GPU, and these tensors are on {device.type}"
-    if device.type == "cpu" and any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+    if INTERPRETED and any(tensor.dtype == torch.bfloat16 for tensor in tensors):
         return "Triton's interpreter multiplies bfloat16 wrongly"
     strange = {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point() and tensor.dtype not in DTYPES}
     return f"they do not know {', '.join(sorted(strange))}" if strange else None

@@ -177,6 +177,17 @@ def _check(name: str, tensor: Tensor, shape: tuple, like: Tensor) -> None:
         raise ValueError(f"{name} {tuple(tensor.shape)}, {tensor.dtype}: {right}")
 
 
+def _check_rows(n_slots: int, lengths: Tensor | None, batch: int) -> Tensor | None:
+    """The lengths without gaps. ValueError for an empty cache, and for lengths that are no (B,) whole numbers."""
+    if n_slots == 0:
+        raise ValueError("the cache is empty: a token needs a slot to look at")
+    if lengths is None:
+        return None
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(f"lengths {tuple(lengths.shape)}, {lengths.dtype}: must be ({batch},), whole numbers")
+    return lengths.contiguous()
+
+
 def _dense_rows(tensor: Tensor) -> Tensor:
     """Itself where each row (last dimension) lies without gaps, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -213,15 +224,16 @@ def latent_decode(
     turned = cos is not None
     if turned and (len(cos) < n_slots or cos.shape[1] != width // 2 or cos.shape != sin.shape):
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (at least {n_slots}, {width // 2})")
-    if lengths is not None and lengths.shape != (batch,):
-        raise ValueError(f"lengths {tuple(lengths.shape)}: must be ({batch},)")
+    lengths = _check_rows(n_slots, lengths, batch)
     q, weight, k_latent, v_latent = q.contiguous(), weight.contiguous(), _dense_rows(k_latent), _dense_rows(v_latent)
+    if batch == 0:
+        return q.new_empty(0, heads, rank)
     piece, parts = _pieces(batch, n_slots)
     pieces, sums, out = _scratch(q, parts, rank)
     half = width // 2
     with torch.cuda.device_of(q):
         _latent_decode[(batch, parts)](
-            q, k_latent, v_latent, weight, q if bias is None else bias, cos.contiguous() if turned else q,
+            q, k_latent, v_latent, weight, q if bias is None else bias.contiguous(), cos.contiguous() if turned else q,
             sin.contiguous() if turned else q, q if lengths is None else lengths, pieces, sums,
             heads, rank, n_slots, piece, scale, *k_latent.stride()[:2], *v_latent.stride()[:2],
             half=half, TURNED=turned, INTERLEAVED=interleaved, BIASED=bias is not None, RAGGED=lengths is not None,
@@ -250,9 +262,10 @@ def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, sc
     _check("joint", joint, (batch, n_slots, width), q)
     if not 1 <= rank < width:
         raise ValueError(f"rank={rank}: must be at least 1 and less than the width {width}")
-    if lengths is not None and lengths.shape != (batch,):
-        raise ValueError(f"lengths {tuple(lengths.shape)}: must be ({batch},)")
+    lengths = _check_rows(n_slots, lengths, batch)
     q, joint = q.contiguous(), _dense_rows(joint)
+    if batch == 0:
+        return q.new_empty(0, heads, rank)
     piece, parts = _pieces(batch, n_slots)
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
@@ -261,6 +274,7 @@ def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, sc
             scale, *joint.stride()[:2], RAGGED=lengths is not None, BLOCK_S=BLOCK_S,
             BLOCK_H=max(16, triton.next_power_of_2(heads)), ALL_R=max(16, triton.next_power_of_2(rank)),
             ALL_ROPE=max(16, triton.next_power_of_2(width - rank)),
+            num_stages=1 if q.dtype == torch.float32 else 3,  # one stage holds 100 KiB of float32 at size M
         )  # fmt: skip
         return _join(pieces, sums, out)
 

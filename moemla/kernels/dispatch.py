@@ -32,7 +32,8 @@ class Dispatch(NamedTuple):
 @triton.jit(do_not_specialize=["n_slots"])
 def _count(index, counts, n_slots, n_experts, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr):
     slot, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_E)
-    expert = tl.load(index + slot, mask=slot < n_slots, other=-1).to(tl.int32)
+    expert = tl.load(index + slot, mask=slot < n_slots, other=-1)
+    expert = tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int32)  # judged before it is narrowed
     chosen = (expert[:, None] == lane[None, :]).to(tl.int32)
     tl.store(counts + tl.program_id(0) * n_experts + lane, tl.sum(chosen, axis=0), mask=lane < n_experts)
 
@@ -40,12 +41,13 @@ def _count(index, counts, n_slots, n_experts, BLOCK: tl.constexpr, BLOCK_E: tl.c
 @triton.jit(do_not_specialize=["n_slots"])
 def _place(index, first, order, place, n_slots, n_experts, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr):
     slot, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BLOCK_E)
-    expert = tl.load(index + slot, mask=slot < n_slots, other=-1).to(tl.int32)
+    expert = tl.load(index + slot, mask=slot < n_slots, other=-1)
+    expert = tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int32)  # judged before it is narrowed
     chosen = (expert[:, None] == lane[None, :]).to(tl.int32)
     before = tl.cumsum(chosen, axis=0) - chosen  # slots of the same expert in this block, above
     start = tl.load(first + tl.program_id(0) * n_experts + lane, mask=lane < n_experts, other=0)
     row = tl.sum(chosen * (before + start[None, :]), axis=1)
-    real = (slot < n_slots) & (expert >= 0) & (expert < n_experts)
+    real = (slot < n_slots) & (expert >= 0)
     tl.store(place + slot, tl.where(real, row, -1), mask=slot < n_slots)
     tl.store(order + row, slot, mask=real)
 

@@ -283,6 +283,8 @@ def _check(x, w_in, w_out, index, gate, activation) -> None:
         raise ValueError(f"index {tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
     if not x.dtype == w_in.dtype == w_out.dtype:
         raise ValueError(f"x is {x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
+    if index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index is {index.dtype}: must be whole numbers")
     if index.numel() >= 2**31:
         raise ValueError(f"{index.numel()} slots: rows are counted in 32 bits; split the batch")
 
@@ -358,10 +360,13 @@ def _(grad, x, w_in, w_out, gate, z, where, activation):
 
 def _keep(ctx, inputs, output):
     x, w_in, w_out, _, gate, ctx.activation = inputs
+    ctx.set_materialize_grads(False)  # nobody asks for gradients of z and of the dispatch
     ctx.save_for_backward(x, w_in, w_out, gate, *output[1:])
 
 
 def _backward(ctx, grads):
+    if grads[0] is None:
+        return (None,) * 6
     x, w_in, w_out, gate, z, *where = ctx.saved_tensors
     grad_x, grad_in, grad_out, grad_gate = _grad(grads[0], x, w_in, w_out, gate, z, where, ctx.activation)
     return grad_x, grad_in, grad_out, None, grad_gate, None

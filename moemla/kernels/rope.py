@@ -20,8 +20,8 @@ def _rope(
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """x (B, H, T, K) by strides; cos and sin (S, K/2) contiguous; one program: BLOCK_T positions of one head."""
-    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    row, head = (tl.program_id(1) // n_heads).to(tl.int64), (tl.program_id(1) % n_heads).to(tl.int64)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    row, head = (tl.program_id(0) // n_heads).to(tl.int64), (tl.program_id(0) % n_heads).to(tl.int64)
     pair = tl.arange(0, BLOCK_K)
     here = t < n_steps
     if GIVEN:
@@ -60,12 +60,14 @@ def rope(
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (S, {width}/2) for heads of {width}")
     if positions is not None and positions.shape not in ((batch, steps), (1, steps)):
         raise ValueError(f"positions {tuple(positions.shape)}: must be ({batch} or 1, {steps})")
+    if positions is not None and positions.is_floating_point():
+        raise ValueError(f"positions are {positions.dtype}: must be whole numbers")
     out = torch.empty_like(x)
     given = x if positions is None else positions
     strides = (0, 0) if positions is None else (positions.stride(0) * (len(positions) > 1), positions.stride(1))
     if x.numel():
         half = width // 2
-        grid = (triton.cdiv(steps, BLOCK_T), batch * heads)
+        grid = (batch * heads, triton.cdiv(steps, BLOCK_T))  # only the first may be larger than 65,535
         with torch.cuda.device_of(x):
             _rope[grid](
                 x, out, cos.contiguous(), sin.contiguous(), given, first, heads, steps, len(cos),

@@ -56,7 +56,8 @@ def _route(
         left = tl.where(hit, -float("inf"), left)
         taken += hit.to(tl.int32)
     if RENORMALISE:
-        weights = weights / tl.maximum(tl.sum(weights, axis=1), TINY)[:, None]
+        total = tl.sum(weights, axis=1)
+        weights = weights / tl.where(total < TINY, TINY, total)[:, None]  # and not maximum, which drops a NaN
     weights *= scale
     counted = token
     if HAS_VALID:
@@ -88,7 +89,7 @@ def _route_backward(
         chosen = tl.load(index + place, mask=inside, other=0)
         w = tl.load(plain + row[:, None] * n_experts + chosen, mask=inside, other=0.0)
         total = tl.sum(w, axis=1)
-        safe = tl.maximum(total, TINY)
+        safe = tl.where(total < TINY, TINY, total)
         shared = tl.where(total >= TINY, tl.sum(upstream * w, axis=1) / safe, 0.0)
         upstream = (upstream - shared[:, None]) / safe[:, None]
     grad = tl.load(grad_plain + row[:, None] * n_experts + lane[None, :], mask=mask, other=0.0)
@@ -129,8 +130,8 @@ def route(
         raise ValueError(f"logits {tuple(logits.shape)}, bias {tuple(bias.shape)}: must be float32, (N, E) and (E,)")
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
-    if valid is not None and valid.shape != (n_tokens,):
-        raise ValueError(f"valid {tuple(valid.shape)}: must be ({n_tokens},)")
+    if valid is not None and (valid.shape != (n_tokens,) or valid.dtype != torch.bool):
+        raise ValueError(f"valid {tuple(valid.shape)}, {valid.dtype}: must be ({n_tokens},), True or False")
     logits, bias = logits.contiguous(), bias.contiguous()
     mask = logits if valid is None else valid.contiguous().view(torch.uint8)
     index = logits.new_empty((n_tokens, top_k), dtype=torch.int64)
@@ -186,11 +187,16 @@ def _keep(ctx, inputs, output):
     _, _, valid, _, ctx.softmax, _, ctx.renormalise, ctx.scale = inputs
     _, index, plain, counts = output
     ctx.mark_non_differentiable(index, counts)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(plain, index, valid)
 
 
 def _backward(ctx, grad_gate, _index, grad_plain, _counts):
     plain, index, valid = ctx.saved_tensors
+    if grad_gate is None and grad_plain is None:
+        return (None,) * 8
+    grad_gate = plain.new_zeros(index.shape) if grad_gate is None else grad_gate
+    grad_plain = torch.zeros_like(plain) if grad_plain is None else grad_plain
     how = ctx.softmax, ctx.renormalise, ctx.scale
     return _route_grad(grad_gate, grad_plain, plain, index, valid, *how), *[None] * 7
 

@@ -62,8 +62,10 @@ def test_off_until_asked_for():
 def test_reasons(device, dtype, capability, reason, monkeypatch):
     monkeypatch.setattr(kernels, "_no_triton", lambda: None)
     monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    major, minor = capability or (0, 0)
+    gpu = SimpleNamespace(name="Some GPU", major=major, minor=minor)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     found = kernels.why_not(tensor(device, dtype))
     assert found is None if reason is None else reason in found
 
@@ -108,6 +110,16 @@ def test_autocast_narrows_the_kernels_too():
         out = experts(*arguments, backend="triton")
     assert out.dtype == torch.float16
     close(out.float(), experts(*arguments, backend="loop"), 5e-3)
+
+
+def test_a_reason_that_auto_does_not_see_ends_on_a_plain_back_end(monkeypatch):
+    """`choose` looks at two of the five tensors; where it still says "triton", that must not go round in a circle."""
+    from moemla import experts as module
+
+    arguments = inputs()
+    monkeypatch.setattr(kernels, "usable", lambda *tensors: False)
+    monkeypatch.setattr(module, "choose", lambda *how: "triton")
+    close(experts(*arguments, backend="triton"), experts(*arguments, backend="loop"), 1e-5)
 
 
 @interpreted

@@ -12,7 +12,8 @@ import pytest
 from moemla import kernels
 
 ROOT = Path(__file__).parent.parent.parent
-SHARED = {80: 166_912, 90: 232_448}  # bytes of shared memory that a program may have (CUDA programming guide, 8.0, 9.0)
+# Bytes of shared memory for a program: 99 KiB on GPUs of 8.6, 8.9 and 12.0, which count as 8.0 here; 227 on 9.0.
+SHARED = {80: 101_376, 90: 232_448}
 KERNELS = re.findall(
     r"@triton\.jit.*\ndef (_\w+)\(", "".join(p.read_text() for p in sorted((ROOT / "moemla/kernels").glob("*.py")))
 )
@@ -24,11 +25,11 @@ def old_triton() -> bool:
         import triton
     except ImportError:
         return True
-    return tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7)
+    return tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 6)
 
 
-@pytest.mark.skipif(old_triton(), reason="needs triton 3.7 or later")
-@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (80, "float16"), (90, "bfloat16"), (90, "float32")])
+@pytest.mark.skipif(old_triton(), reason="needs triton 3.6 or later")
+@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (80, "float32"), (90, "float16"), (90, "bfloat16")])
 def test_to_machine_code(capability, dtype, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= dict(PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(tmp_path))

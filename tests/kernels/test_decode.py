@@ -125,6 +125,24 @@ def test_inside_the_model(way, form, monkeypatch):
     assert bool(used) == (way.kernel and takes_tables)
 
 
+@each_way
+def test_biases_and_lengths_with_gaps(way):
+    if not way.kernel:
+        pytest.skip("about the kernels")
+    with torch.no_grad():
+        q, latent, weight = way.normal(2, 3, 8, seed=1), way.normal(2, 9, 6, seed=2), way.normal(24, 6, seed=3)
+        bias = way.normal(24, 5, seed=4)[:, 0]
+        lengths = torch.tensor([[4, 0], [9, 0]], device=way.device)[:, 0]
+        table = RotaryEmbedding(8, 12, device=way.device)
+        angles = (table.cos, table.sin)
+        odd = latent_decode(q, latent, latent, weight, bias, *angles, lengths, False, 0.3)
+        dense = latent_decode(q, latent, latent, weight, bias.clone(), *angles, lengths.clone(), False, 0.3)
+        assert torch.equal(odd, dense)
+        joint = way.normal(2, 9, 8, seed=5)
+        assert torch.equal(joint_decode(q, joint, lengths, 6, 0.3), joint_decode(q, joint, lengths.clone(), 6, 0.3))
+        assert joint_decode(q[:0], joint[:0], None, 6, 0.3).shape == (0, 3, 6)
+
+
 def test_what_does_not_fit_is_said():
     if not INTERPRETED:
         pytest.skip("kernels are compiled here")
@@ -135,6 +153,10 @@ def test_what_does_not_fit_is_said():
         joint_decode(q, joint, None, 8, 1.0)
     with pytest.raises(ValueError, match=r"lengths \(3,\)"):
         joint_decode(q, joint, torch.ones(3, dtype=torch.int32), 4, 1.0)
+    with pytest.raises(ValueError, match="whole numbers"):
+        joint_decode(q, joint, torch.ones(2), 4, 1.0)
+    with pytest.raises(ValueError, match="empty"):
+        joint_decode(q, joint[:, :0], None, 4, 1.0)
     latent, weight = torch.ones(2, 5, 4), torch.ones(24, 4)
     with pytest.raises(ValueError, match=r"v_latent \(2, 4, 4\)"):
         latent_decode(q, latent, latent[:, :4], weight, None, None, None, None, False, 1.0)

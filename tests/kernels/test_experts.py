@@ -157,9 +157,10 @@ def test_an_expert_that_does_not_exist_gives_no_number(way):
     good = experts(x, w_in, w_out, index, gate, "triton")
     index[3, 1] = 7
     index[5, 0] = -1
+    index[7, 0] = 2**32 + 1  # expert 1 in 32 bits
     out = experts(x, w_in, w_out, index, gate, "triton")
     rows = out.isnan().all(1).nonzero().flatten().tolist()
-    assert rows == [3, 5]
+    assert rows == [3, 5, 7]
     near(out[[0, 1, 2, 4]], good[[0, 1, 2, 4]].detach().double().cpu(), 1e-6)
 
 
@@ -204,6 +205,8 @@ def test_what_does_not_fit_is_said():
         routed_experts(x, w_in, w_out, index[:2], gate[:2], "gelu")
     with pytest.raises(ValueError, match="one type for all three"):
         routed_experts(x.half(), w_in, w_out, index, gate, "gelu")
+    with pytest.raises(ValueError, match="whole numbers"):
+        routed_experts(x, w_in, w_out, index.float(), gate, "gelu")
     with pytest.raises(ValueError, match="'relu'"):
         routed_experts(x, w_in, w_out, index, gate, "relu")
 

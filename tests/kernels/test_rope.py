@@ -51,10 +51,10 @@ def test_a_step_of_the_gradient_and_strides_of_any_kind(way, monkeypatch):
     base = way.normal(2, 8, 40, 6, seed=0)
     table = RotaryEmbedding(8, 64, device=way.device)
     x = base.permute(0, 3, 2, 1)[:, ::2]  # (2, 3, 40, 8), last dimension far apart
-    near(table(x), table(x.detach().contiguous()).double().cpu(), 1e-12)
+    near(table(x), table(x.detach().contiguous()).double().cpu(), way.tolerance)
     (ours,) = torch.autograd.grad(table(x).sum(), base)
     (wanted,) = torch.autograd.grad(table(x).double().sum(), base)
-    near(ours, wanted.double().cpu(), 1e-6)
+    near(ours, wanted.double().cpu(), way.tolerance)
 
 
 @pytest.mark.skipif(not kernels.INTERPRETED, reason="kernels are compiled here")
@@ -74,5 +74,7 @@ def test_wrong_widths_are_said():
     x, cos = torch.ones(1, 2, 3, 8), torch.ones(5, 4)
     with pytest.raises(ValueError, match=r"cos \(5, 3\)"):
         rope(x, cos[:, :3], cos[:, :3], None, 0, False, False)
+    with pytest.raises(ValueError, match="whole numbers"):
+        rope(x, cos, cos, torch.zeros(1, 3), 0, False, False)
     with pytest.raises(ValueError, match=r"positions \(2, 3\): must be \(1 or 1, 3\)"):
         rope(x, cos, cos, torch.zeros(2, 3, dtype=torch.long), 0, False, False)

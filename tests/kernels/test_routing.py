@@ -95,6 +95,25 @@ def test_logits_that_are_no_numbers_choose_k_different_experts(way, bad, monkeyp
 
 
 @each_way
+def test_one_logit_that_is_no_number_spoils_all_gates_of_its_token(way, monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", way.kernel)
+    logits = torch.zeros(3, 7, device=way.device)
+    logits[1, 4] = float("nan")
+    gate = route(logits, torch.zeros(7, device=way.device), 3).gate
+    assert gate[1].isnan().all() and gate[[0, 2]].isfinite().all()
+
+
+@each_way
+def test_a_bias_that_learns_and_16_bit_logits_go_the_plain_way(way, monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", way.kernel)
+    logits, bias = torch.randn(5, 7, device=way.device), torch.zeros(7, device=way.device)
+    learns = bias.clone().requires_grad_()
+    gate = route(logits, learns, 2, bias_in_gate=True, renormalise=False).gate
+    assert torch.autograd.grad(gate.sum(), learns)[0].any()
+    assert route(logits.bfloat16(), bias.bfloat16(), 2).gate.dtype == torch.bfloat16
+
+
+@each_way
 def test_no_token(way, monkeypatch):
     monkeypatch.setattr(kernels, "_enabled", way.kernel)
     found = route(torch.zeros(0, 7, device=way.device), torch.zeros(7, device=way.device), 3)
@@ -118,6 +137,13 @@ def test_a_router_counts_each_pass_once(way, monkeypatch):
 @pytest.mark.skipif(not kernels.INTERPRETED, reason="kernels are compiled here")
 def test_float64_takes_the_plain_path(monkeypatch):
     monkeypatch.setattr(kernels, "_enabled", True)
-    with pytest.warns(UserWarning, match="float64"):
-        kernels._warn.cache_clear()
-        assert route(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 2).counted is None
+    assert route(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 2).counted is None
+
+
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="kernels are compiled here")
+def test_a_mask_of_numbers_is_refused():
+    """Its bytes would be read, and most of them are zero."""
+    from moemla.kernels.routing import route as in_one_pass
+
+    with pytest.raises(ValueError, match="True or False"):
+        in_one_pass(torch.zeros(5, 7), torch.zeros(7), torch.ones(5).long(), 2, False, False, True, 1.0)
