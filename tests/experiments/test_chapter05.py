@@ -6,10 +6,12 @@ import pytest
 
 from moemla.cli import main
 from moemla.errors import MoemlaError
+from moemla.evaluation import mean_interval
 from moemla.experiments import chapter05
 from moemla.experiments.chapter05 import SCALES, VARIANTS, best_rates, run, seeds_of
 from moemla.experiments.results import Result, load
 from tests.runs import write_texts
+from tools.browser import ROOT
 
 
 def made(part, variant, lr, nats=None, **more):
@@ -77,3 +79,13 @@ def test_real_stories(tmp_path):
     (counted,) = [result for result in found if result.settings["part"] == "counted"]
     assert counted.settings["data"] == "files"
     assert counted.measures["data_hash"] == runs["mla-rope"][0].measures["data_hash"]
+
+
+def test_the_readme_says_what_was_measured():
+    runs = seeds_of(load(ROOT / "results", chapter05.EXPERIMENT), "builtin")
+    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(VARIANTS, 5)
+    nats = {name: [run.measures["nats_per_token"] for run in found] for name, found in runs.items()}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for ours, other in (("mla", "mha"), ("mla-rope", "mha-rope")):
+        mean, half = mean_interval([a - b for a, b in zip(nats[ours], nats[other], strict=True)])
+        assert f"`{ours}` - `{other}` {mean:+.3f} ± {half:.3f}" in text
