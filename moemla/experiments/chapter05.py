@@ -112,10 +112,10 @@ def run(
         work = work_on(data, train=train_text, valid=valid_text)
         best = best_rates(done)
         runs = cells("seed", data, steps, [(name, best[name], seed) for seed in range(seeds) for name in names])
-        if train_text:  # is a difference one of rates? Each once at the other's
-            pairs = zip(names, reversed(names), strict=True)
-            runs += cells("swapped", data, steps, [(one, best[two], 0) for one, two in pairs if best[one] != best[two]])
-            total = 1 + len(sweep) + len(runs)
+        # Is a difference one of rates? Each once at the rate of the one that it is compared with.
+        others = [(name, best[name.replace(*(("mha", "mla") if "mha" in name else ("mla", "mha")))]) for name in names]
+        runs += cells("swapped", data, steps, [(name, lr, 0) for name, lr in others if lr != best[name]])
+        total = 1 + len(sweep) + len(runs)
         _all([count, *runs], work, folder, pool, note)
     return done
 
