@@ -172,7 +172,8 @@ Every number of this book comes from a cell or from a file in `results/`. A cell
 about the files. Each holds its settings, what was measured, and where it comes from: the command, the commit of this
 project, versions, processor, threads, date and seconds.
 
-The commands below made the files that lie there now. A command goes on where it was cut, and what is finished is not
+The commands below made the files that lie there now. They are typed in the project's folder after
+`source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
 run again: to repeat it from the start and compare, name another folder with `--folder`. A loss comes out the same on
 the same processor with the same versions and threads; elsewhere expect other digits in the third decimal or so, and the
 same conclusions. Times are those of one machine.
@@ -214,7 +215,12 @@ def reproduce_page() -> str:
         minutes, last = sum(run["seconds"] for run in runs) / 60, max(runs, key=lambda run: run["date"])
         machine = last["machine"]
         on = ", ".join(machine["gpus"]) if machine["gpus"] else f"{machine['cpu']}, no GPU"
-        count = "1 file" if len(runs) == 1 else f"{len(runs)} files, two runs at a time"
+        clock = minutes if len(runs) == 1 else minutes / 2
+        count = (
+            "1 file"
+            if len(runs) == 1
+            else f"{len(runs)} files, two runs at a time, about {clock:.0f} minutes by the clock"
+        )
         threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
         dirty = ", changed" if any(run["git"]["dirty"] for run in runs) else ""
         made_on = f"{on}, {threads}; {last['date'][:10]} at commit {last['git']['commit'][:7]}{dirty}"
