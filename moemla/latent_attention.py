@@ -172,7 +172,7 @@ class DecoupledLatentAttention(nn.Module):
         q_rope, k_rope = turned[:, :-1], turned[:, -1:]
         joint = torch.cat((self.kv_norm(latent).unsqueeze(1), k_rope), dim=-1)  # (B, 1, T, R + d_rope)
         if cache is not None:
-            mask, held = cache.mask(steps, x.device), cache.held(steps, x.device)
+            mask = cache.mask(steps, x.device)
             (joint,) = cache.append(joint)  # (B, 1, S, R + d_rope)
         if cache is not None and use_absorbed(absorb, steps, self):
             weight = self.k_up.weight.unflatten(0, (self.n_heads, -1))  # (H, d_nope, R)
@@ -180,9 +180,9 @@ class DecoupledLatentAttention(nn.Module):
             if steps == 1 and kernels.enabled(q, joint):
                 from moemla.kernels.decode import joint_decode
 
-                context = joint_decode(q[:, :, 0], joint[:, 0].to(q.dtype), held, self.latent_dim, self.scale)[
-                    :, :, None
-                ]
+                held = cache.held(steps, x.device)
+                context = joint_decode(q[:, :, 0], joint[:, 0].to(q.dtype), held, self.latent_dim, self.scale)
+                context = context[:, :, None]
             else:
                 context = attend_shared(q, joint, joint[:, 0], mask, self.scale)[..., : self.latent_dim]
             return absorbed_output(context, self.v_up, self.out_proj)

@@ -171,7 +171,7 @@ def _join(pieces: Tensor, sums: Tensor, out: Tensor) -> Tensor:
 
 
 def _check(name: str, tensor: Tensor, shape: tuple, like: Tensor) -> None:
-    """ValueError where a tensor has another shape or type than it must, or rows with gaps."""
+    """ValueError where a tensor has another shape or type than it must."""
     if tuple(tensor.shape) != shape or tensor.dtype != like.dtype:
         right = f"must be {shape} and {like.dtype}"
         raise ValueError(f"{name} {tuple(tensor.shape)}, {tensor.dtype}: {right}")
