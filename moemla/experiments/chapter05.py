@@ -1,8 +1,9 @@
 """Chapter 5's question: `mha`, `mha-rope`, `mla`, `mla-rope` of one size, trained alike, side by side.
 
-First a learning rate for each variant, on the built-in stories: a few rates, one seed, a third of the steps. Then, with
-each variant's own best rate, several seeds in full: seed s gives all variants the same batches. Runs have one thread
-each and go side by side.
+Seed 0 chooses the learning rate: each variant at several rates, every run in full. (Runs of a third of the steps are
+made too, to see what they would have chosen.) The seeds from 1 on, which had no part in that choice, are the
+measurement, each variant at its own best rate; seed s gives all variants the same batches. Runs have one thread each
+and go side by side.
 """
 
 import time
@@ -38,11 +39,11 @@ MAX_SEQ_LEN = 512  # the length of a learned position table
 class Scale:
     """How large the experiment is. Built in chapter 5."""
 
-    steps: int  # of a run in full on the built-in stories; a run for the rate has a third
+    steps: int  # of a run on the built-in stories
     steps_of_files: int  # real stories take longer until counting is left behind,
     variants_of_files: tuple[str, ...]  # and with learned positions longer than an afternoon
     rates: tuple[float, ...]  # peak learning rates tried
-    seeds: int
+    seeds: int  # besides seed 0
     stories: int | None = None  # to train on; None: all there are
     scored: int | None = None  # validation stories; None: all
     batch_size: int = 8
@@ -61,7 +62,7 @@ SCALES = {
         batch_size=4,
         seq_len=64,
     ),
-    "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(1e-2, 2e-2, 4e-2, 8e-2), seeds=5),
+    "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(1e-2, 2e-2, 4e-2), seeds=5),
 }
 
 
@@ -76,10 +77,9 @@ def run(
 ) -> list[Result]:
     """All runs of a scale, two at a time; each leaves a result in `folder`. Built in chapter 5.
 
-    The rates are sought on the built-in stories; the seeds are run on these, or, with rotary positions only, on two
-    text files. `seeds` may be fewer or more than the scale's. Cut and called again
-    it goes on: finished runs are kept, others go on from their last checkpoint. `report(done, total, result)` is called
-    after each. ValueError for a scale other than smoke and cpu.
+    On the built-in stories, or, with rotary positions only, on two text files. `seeds` may be fewer or more than the
+    scale's. Cut and called again it goes on: finished runs are kept, others go on from their last checkpoint.
+    `report(done, total, result)` is called after each. ValueError for a scale other than smoke and cpu.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: this experiment has {' and '.join(SCALES)}")
@@ -87,36 +87,29 @@ def run(
     data = "files" if train_text else "builtin"
     steps, names = (size.steps_of_files, size.variants_of_files) if train_text else (size.steps, VARIANTS)
     seeds = size.seeds if seeds is None else seeds
+    shards = folder / WORK / f"{EXPERIMENT}-data-{scale}-{data}"
+    facts = prepare(shards, source=data, stories=size.stories, train=train_text, valid=valid_text)
 
-    def work_on(data: str, **texts):
-        shards = folder / WORK / f"{EXPERIMENT}-data-{scale}-{data}"
-        return partial(_work, shards, prepare(shards, source=data, stories=size.stories, **texts))
-
-    def cells(part: str, data: str, steps: int, which) -> list[dict]:
+    def cell(variant: str, lr: float, seed: int, part: str = "seed") -> dict[str, Any]:
+        length = steps if part == "seed" else steps // 3
+        settings = dict(part=part, variant=variant, lr=lr, seed=seed, steps=length, data=data, size="tiny")
         sizes = dict(stories=size.stories, scored=size.scored, batch_size=size.batch_size, seq_len=size.seq_len)
-        start, rest = dict(part=part), dict(steps=steps, data=data, size="tiny", **sizes)
-        return [start | dict(variant=variant, lr=lr, seed=seed) | rest for variant, lr, seed in which]
+        return settings | sizes
 
-    sweep = cells("rate", "builtin", size.steps // 3, [(name, lr, 0) for lr in size.rates for name in VARIANTS])
-    count = dict(part="counted", data=data, stories=size.stories)
-    total = 1 + len(sweep) + seeds * len(names)
+    counted = dict(part="counted", data=data, stories=size.stories)
+    sweep = [cell(name, lr, 0, part) for part in ("seed", "rate") for lr in size.rates for name in names]
     done: list[Result] = []
 
     def note(result: Result) -> None:
         done.append(result)
         if report:
-            report(len(done), total, result)
+            report(len(done), 1 + len(sweep) + seeds * len(names), result)
 
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        _all(sweep, work_on("builtin"), folder, pool, note)
-        work = work_on(data, train=train_text, valid=valid_text)
-        best = best_rates(done)
-        runs = cells("seed", data, steps, [(name, best[name], seed) for seed in range(seeds) for name in names])
-        # Is a difference one of rates? Each once at the rate of the one that it is compared with.
-        others = [(name, best[name.replace(*(("mha", "mla") if "mha" in name else ("mla", "mha")))]) for name in names]
-        runs += cells("swapped", data, steps, [(name, lr, 0) for name, lr in others if lr != best[name]])
-        total = 1 + len(sweep) + len(runs)
-        _all([count, *runs], work, folder, pool, note)
+        work = partial(_work, shards, facts)
+        _all([counted, *sweep], work, folder, pool, note)
+        best = best_rates(done, data)
+        _all([cell(name, best[name], seed + 1) for seed in range(seeds) for name in names], work, folder, pool, note)
     return done
 
 
@@ -159,23 +152,40 @@ def _work(shards: Path, facts: dict[str, Any], settings: dict[str, Any], scratch
     return found | {key: value for key, value in scored.to_dict().items() if value is not None}
 
 
-def best_rates(results: Iterable[Result]) -> dict[str, float]:
-    """For each variant the learning rate with the lowest validation loss in the runs made for it.
+def rates_tried(results: Iterable[Result], data: str, part: str = "seed") -> dict[str, dict[float, float | None]]:
+    """For each variant the validation loss of seed 0 at each learning rate; None where it diverged.
 
-    MoemlaError where a variant has none that came through. Built in chapter 5.
+    Of the runs in full, or with part="rate" of those of a third of the steps. Built in chapter 5.
     """
-    best: dict[str, tuple[float, float]] = {}
-    for result in results:
-        if result.settings["part"] == "rate" and not result.measures.get("diverged"):
-            variant, tried = result.settings["variant"], (result.measures["nats_per_token"], result.settings["lr"])
-            best[variant] = min(tried, best.get(variant, tried))
-    if missing := set(VARIANTS) - set(best):
-        raise MoemlaError(f"no learning rate came through for {', '.join(sorted(missing))}: try lower ones")
-    return {variant: lr for variant, (_, lr) in best.items()}
+    tried: dict[str, dict[float, float | None]] = {}
+    for result in sorted(_runs(results, data, part), key=lambda result: result.settings["lr"]):
+        if result.settings["seed"] == 0:
+            losses = tried.setdefault(result.settings["variant"], {})
+            losses[result.settings["lr"]] = result.measures.get("nats_per_token")
+    return {name: tried[name] for name in VARIANTS if name in tried}
+
+
+def best_rates(results: Iterable[Result], data: str, part: str = "seed") -> dict[str, float]:
+    """For each variant the rate with the lowest loss in `rates_tried`; MoemlaError where all diverged.
+
+    Built in chapter 5.
+    """
+    best = {}
+    for name, losses in rates_tried(results, data, part).items():
+        came_through = [(loss, lr) for lr, loss in losses.items() if loss is not None]
+        if not came_through:
+            raise MoemlaError(f"no learning rate came through for {name}: try lower ones")
+        best[name] = min(came_through)[1]
+    return best
 
 
 def seeds_of(results: Iterable[Result], data: str) -> dict[str, list[Result]]:
-    """The runs in full of each variant on that data, in the order of their seeds. Built in chapter 5."""
-    runs = [result for result in results if result.settings["part"] == "seed" and result.settings["data"] == data]
-    runs.sort(key=lambda result: result.settings["seed"])
-    return {name: [run for run in runs if run.settings["variant"] == name] for name in VARIANTS}
+    """Each variant's runs on that data at its best rate, seeds 1, 2 and so on. Built in chapter 5."""
+    runs = sorted(_runs(results, data), key=lambda result: result.settings["seed"])
+    best = best_rates(runs, data)
+    chosen = [run for run in runs if run.settings["seed"] > 0 and run.settings["lr"] == best[run.settings["variant"]]]
+    return {name: [run for run in chosen if run.settings["variant"] == name] for name in best}
+
+
+def _runs(results: Iterable[Result], data: str, part: str = "seed") -> list[Result]:
+    return [found for found in results if found.settings["part"] == part and found.settings["data"] == data]

@@ -8,34 +8,45 @@ from moemla.cli import main
 from moemla.errors import MoemlaError
 from moemla.evaluation import mean_interval
 from moemla.experiments import chapter05
-from moemla.experiments.chapter05 import SCALES, VARIANTS, best_rates, run, seeds_of
+from moemla.experiments.chapter05 import ROTARY, SCALES, VARIANTS, best_rates, rates_tried, run, seeds_of
 from moemla.experiments.results import Result, load
 from tests.runs import write_texts
 from tools.browser import ROOT
 
 
-def made(part, variant, lr, nats=None, **more):
+def made(variant, lr, nats=None, seed=0, part="seed", data="builtin"):
     measures = dict(diverged=True) if nats is None else dict(nats_per_token=nats)
-    return Result("chapter05", "x", dict(part=part, variant=variant, lr=lr, data="builtin", **more), measures, {})
+    settings = dict(part=part, variant=variant, lr=lr, seed=seed, data=data)
+    return Result("chapter05", "x", settings, measures, {})
+
+
+COUNTED = Result("chapter05", "c", dict(part="counted", data="builtin"), {}, {})
 
 
 def test_each_variant_has_its_own_rate_and_a_diverged_run_none():
-    runs = [made("rate", name, lr, nats) for name in VARIANTS for lr, nats in ((1e-3, 2.0), (3e-3, 1.5), (1e-2, None))]
-    runs += [
-        made("rate", "mla", 1e-2, 1.4),
-        made("seed", "mha", 5e-3, 0.1),
-        Result("chapter05", "c", dict(part="counted"), {}, {}),
+    runs = [made(name, lr, nats) for lr, nats in ((1e-2, None), (1e-3, 2.0), (3e-3, 1.5)) for name in VARIANTS]
+    others = [
+        made("mla", 3e-2, 0.1, seed=1),
+        made("mla", 3e-2, 0.1, part="rate"),
+        made("mla", 3e-2, 0.1, data="files"),
+        COUNTED,
     ]
-    assert best_rates(runs) == dict.fromkeys(VARIANTS, 3e-3) | {"mla": 1e-2}
+    runs += [made("mla", 2e-2, 1.4), *others]
+    assert best_rates(runs, "builtin") == dict.fromkeys(VARIANTS, 3e-3) | {"mla": 2e-2}
+    tried = rates_tried(runs, "builtin")
+    assert tuple(tried) == VARIANTS
+    assert list(tried["mla"].items()) == [(1e-3, 2.0), (3e-3, 1.5), (1e-2, None), (2e-2, 1.4)]
+    assert best_rates(runs, "builtin", "rate") == best_rates(runs, "files") == {"mla": 3e-2}
     with pytest.raises(MoemlaError, match="no learning rate came through for mla-rope"):
-        best_rates(run for run in runs if run.settings.get("variant") != "mla-rope")
+        best_rates([*runs, made("mla-rope", 1.0, data="x")], "x")
 
 
-def test_seeds_come_in_order_and_by_data():
-    runs = [made("seed", "mha", 1e-3, 2.0, seed=seed) for seed in (2, 0, 1)] + [made("rate", "mha", 1e-3, 2.0, seed=0)]
-    found = seeds_of(runs, "builtin")
-    assert [result.settings["seed"] for result in found["mha"]] == [0, 1, 2] and found["mla"] == []
-    assert seeds_of(runs, "files")["mha"] == []
+def test_seeds_come_in_order_at_the_best_rate_without_the_one_that_chose_it():
+    runs = [made("mha", 1e-3, 2.0, seed) for seed in (2, 0, 1)] + [made("mha", 1e-2, 2.5, seed) for seed in (0, 1)]
+    found = seeds_of([*runs, COUNTED], "builtin")
+    assert list(found) == ["mha"]
+    assert [(run.settings["seed"], run.settings["lr"]) for run in found["mha"]] == [(1, 1e-3), (2, 1e-3)]
+    assert seeds_of(runs, "files") == {}
 
 
 def test_a_scale_that_is_not_there():
@@ -49,19 +60,17 @@ def test_smoke(tmp_path, capsys):
     assert main([*command, "1"]) == 0
     size, printed = SCALES["smoke"], capsys.readouterr().out
     first = {result.name: result for result in load(tmp_path, chapter05.EXPERIMENT)}
-    swapped = [result for result in first.values() if result.settings["part"] == "swapped"]
-    assert len(first) - len(swapped) == 1 + len(VARIANTS) * (len(size.rates) + 1)
-    assert len(first) == len(printed.splitlines())
-    best = best_rates(first.values())
-    partner = {"mha": "mla", "mla": "mha", "mha-rope": "mla-rope", "mla-rope": "mha-rope"}
-    apart = {name for name in VARIANTS if best[name] != best[partner[name]]}
-    assert {result.settings["variant"] for result in swapped} == apart
-    assert all(result.settings["lr"] != best[result.settings["variant"]] for result in swapped)
+    assert len(first) == 1 + len(VARIANTS) * (2 * len(size.rates) + 1) == len(printed.splitlines())
+    for part, steps in (("seed", size.steps), ("rate", size.steps // 3)):
+        tried = rates_tried(first.values(), "builtin", part)
+        assert {name: tuple(losses) for name, losses in tried.items()} == dict.fromkeys(VARIANTS, size.rates)
+        assert {run.settings["steps"] for run in first.values() if run.settings["part"] == part} == {steps}
     (counted,) = [result for result in first.values() if result.settings["part"] == "counted"]
     assert 0 < counted.measures["bits_per_byte"]["3"] < counted.measures["bits_per_byte"]["2"] < 8
+    best = best_rates(first.values(), "builtin")
     for name, (result,) in seeds_of(first.values(), "builtin").items():
         found = result.measures
-        assert result.settings["lr"] == best_rates(first.values())[name] == found["training"]["lr"]
+        assert result.settings["lr"] == best[name] == found["training"]["lr"] and result.settings["seed"] == 1
         assert found["tokens_seen"] == size.steps * size.batch_size * size.seq_len == found["curve"]["tokens"][-1]
         assert found["training"]["min_lr"] == result.settings["lr"] / 30
         assert result.provenance["machine"]["threads"] == 1
@@ -76,22 +85,32 @@ def test_smoke(tmp_path, capsys):
 
 
 def test_real_stories(tmp_path):
-    """Rates of the built-in stories, seeds on the files, with rotary positions only."""
+    """Rates and seeds on the files, with rotary positions only."""
     texts = write_texts(tmp_path)
     found = run("smoke", tmp_path / "results", texts["train"], texts["valid"], seeds=1, workers=1)
-    assert {result.settings["data"] for result in found if result.settings["part"] == "rate"} == {"builtin"}
+    assert {result.settings["data"] for result in found} == {"files"}
     runs = seeds_of(found, "files")
-    assert [len(runs[name]) for name in VARIANTS] == [0, 1, 0, 1]
-    assert seeds_of(found, "builtin")["mla-rope"] == []
+    assert {name: len(theirs) for name, theirs in runs.items()} == dict.fromkeys(ROTARY, 1)
     (counted,) = [result for result in found if result.settings["part"] == "counted"]
-    assert counted.settings["data"] == "files"
     assert counted.measures["data_hash"] == runs["mla-rope"][0].measures["data_hash"]
+
+
+@pytest.mark.parametrize("data, steps, names", [("builtin", 600, VARIANTS), ("files", 800, ROTARY)])
+def test_no_rate_that_was_chosen_lies_at_the_end_of_those_tried(data, steps, names):
+    results = load(ROOT / "results", chapter05.EXPERIMENT)
+    best = best_rates(results, data)
+    assert tuple(best) == names
+    for name, tried in rates_tried(results, data).items():
+        assert min(tried) < best[name] < max(tried)
+    for runs in seeds_of(results, data).values():
+        assert {run.settings["steps"] for run in runs} == {steps}
+        assert [run.settings["seed"] for run in runs] == list(range(1, 6 if data == "builtin" else 5))
 
 
 def test_the_readme_says_what_was_measured():
     runs = seeds_of(load(ROOT / "results", chapter05.EXPERIMENT), "builtin")
-    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys(VARIANTS, 5)
     nats = {name: [run.measures["nats_per_token"] for run in found] for name, found in runs.items()}
     text = " ".join((ROOT / "README.md").read_text().split())
-    mean, half = mean_interval([a - b for a, b in zip(nats["mla"], nats["mha"], strict=True)])
-    assert f"`mla` - `mha` {mean:+.3f} ± {half:.3f}" in text
+    for ours, other in (("mla", "mha"), ("mla-rope", "mha-rope")):
+        mean, half = mean_interval([a - b for a, b in zip(nats[ours], nats[other], strict=True)])
+        assert f"`{ours}` - `{other}` {mean:+.3f} ± {half:.3f}" in text
