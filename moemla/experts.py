@@ -99,11 +99,16 @@ def grouped(x, w_in, w_out, index, gate, activation):
     """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D). Built in chapter 6."""
     if x.shape[0] == 0 or x.is_meta:
         return masked(x, w_in, w_out, index, gate, activation)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # it does not look into a function with its own
-        narrow = torch.get_autocast_dtype(kind)  # backward
-        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
+    x, w_in, w_out, gate = _as_autocast(x, w_in, w_out, gate)
     return _Grouped.apply(x, w_in, w_out, index, gate, activation)
+
+
+def _as_autocast(*tensors):
+    """In the dtype of an autocast that is on: it does not look into a function with its own backward."""
+    first, kind = tensors[0], tensors[0].device.type
+    if kind == "meta" or first.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
 def triton(x, w_in, w_out, index, gate, activation):
@@ -111,10 +116,7 @@ def triton(x, w_in, w_out, index, gate, activation):
 
     Built in chapter 11.
     """
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        narrow = torch.get_autocast_dtype(kind)
-        x, w_in, w_out, gate = (tensor.to(narrow) for tensor in (x, w_in, w_out, gate))
+    x, w_in, w_out, gate = _as_autocast(x, w_in, w_out, gate)
     if x.shape[0] == 0 or x.is_meta or not kernels.usable(x, w_in, w_out, index, gate):
         name = choose(x, w_out, index.shape[1])
         return BACKENDS["grouped" if name == "triton" else name](x, w_in, w_out, index, gate, activation)

@@ -1,19 +1,21 @@
 """Chapter 5's question: `mha`, `mha-rope`, `mla`, `mla-rope` of one size, trained alike, side by side.
 
-Seed 0 chooses the learning rate: each variant at several rates, every run in full. (On the built-in
-stories runs of a third of the steps are made too, to see what they would have chosen.) The seeds from 1 on, which had
-no part in that choice, are the measurement, each variant at its own best rate; seed s gives all variants the same
-batches. Runs have one thread each and go side by side.
+Seed 0 chooses the learning rate: each variant at several rates, every run in full. (On the built-in stories runs of a
+third of the steps are made too, to see what they would have chosen.) The seeds from 1 on, which had no part in that
+choice, are the measurement, each variant at its own best rate; seed s gives all variants the same batches. Runs have
+one thread each and go side by side.
 """
 
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -106,12 +108,23 @@ def run(
         if report:
             report(len(done), 1 + len(sweep) + seeds * len(names), result)
 
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _worker) as pool:
         work = partial(_work, shards, facts)
         _all([counted, *sweep], work, folder, pool, note)
         best = best_rates(done, data)
         _all([cell(name, best[name], seed + 1) for seed in range(seeds) for name in names], work, folder, pool, note)
     return done
+
+
+def _worker() -> None:
+    """One thread for training, and one that waits: who started this process may be killed, and it goes then too."""
+    torch.set_num_threads(1)
+
+    def leave() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=leave, daemon=True).start()
 
 
 def _all(cells, work, folder, pool, note) -> None:

@@ -1,6 +1,9 @@
 """Four variants side by side: rates first, then seeds; a second call adds only what is missing."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -82,6 +85,28 @@ def test_smoke(tmp_path, capsys):
     second = {result.name: result for result in load(tmp_path, chapter05.EXPERIMENT)}
     assert {name: second[name] for name in first} == first and len(second) == len(first) + len(VARIANTS)
     assert not any("nan" in json.dumps(result.measures).lower() for result in second.values())
+
+
+def test_who_kills_the_experiment_kills_its_runs(tmp_path):
+    code = "import sys; from moemla.experiments.chapter05 import run; run('smoke', sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, start_new_session=True) as running:
+        wait_until(lambda: len(load(tmp_path, chapter05.EXPERIMENT)) > 1)
+        running.kill()
+    wait_until(lambda: not processes_of(running.pid))
+
+
+def wait_until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def processes_of(session):
+    """That still run; a process that has ended and that nobody waits for does not count."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in map(str.split, listed.splitlines()) if line[0] == str(session) and line[1][0] != "Z"]
 
 
 def test_real_stories(tmp_path):
