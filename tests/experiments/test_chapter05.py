@@ -120,22 +120,28 @@ def test_real_stories(tmp_path):
     assert counted.measures["data_hash"] == runs["mla-rope"][0].measures["data_hash"]
 
 
-@pytest.mark.parametrize("data, steps, names", [("builtin", 600, VARIANTS), ("files", 800, ROTARY)])
-def test_no_rate_that_was_chosen_lies_at_the_end_of_those_tried(data, steps, names):
+@pytest.mark.parametrize("data, names, seeds", [("builtin", VARIANTS, SCALES["cpu"].seeds), ("files", ROTARY, 4)])
+def test_what_was_measured_is_whole_and_no_rate_lies_at_the_end_of_those_tried(data, names, seeds):
     results = load(ROOT / "results", chapter05.EXPERIMENT)
-    best = best_rates(results, data)
-    assert tuple(best) == names
-    for name, tried in rates_tried(results, data).items():
-        assert min(tried) < best[name] < max(tried)
-    for runs in seeds_of(results, data).values():
-        assert {run.settings["steps"] for run in runs} == {steps}
-        assert [run.settings["seed"] for run in runs] == list(range(1, 6 if data == "builtin" else 5))
+    best, tried, runs = best_rates(results, data), rates_tried(results, data), seeds_of(results, data)
+    assert tuple(best) == tuple(runs) == names
+    for name in names:
+        assert tuple(tried[name]) == SCALES["cpu"].rates
+        assert min(tried[name]) < best[name] < max(tried[name])
+        assert [run.settings["seed"] for run in runs[name]] == list(range(1, seeds + 1))
+        assert {run.settings["lr"] for run in runs[name]} == {best[name]}
 
 
 def test_the_readme_says_what_was_measured():
-    runs = seeds_of(load(ROOT / "results", chapter05.EXPERIMENT), "builtin")
-    nats = {name: [run.measures["nats_per_token"] for run in found] for name, found in runs.items()}
+    results = load(ROOT / "results", chapter05.EXPERIMENT)
     text = " ".join((ROOT / "README.md").read_text().split())
-    for ours, other in (("mla", "mha"), ("mla-rope", "mha-rope")):
-        mean, half = mean_interval([a - b for a, b in zip(nats[ours], nats[other], strict=True)])
-        assert f"`{ours}` - `{other}` {mean:+.3f} ± {half:.3f}" in text
+    for data, ours, other in (
+        ("builtin", "mla", "mha"),
+        ("builtin", "mla-rope", "mha-rope"),
+        ("files", "mla-rope", "mha-rope"),
+    ):
+        runs = seeds_of(results, data)
+        pairs = zip(runs[ours], runs[other], strict=True)
+        mean, half = mean_interval([a.measures["nats_per_token"] - b.measures["nats_per_token"] for a, b in pairs])
+        said = "On real stories" if data == "files" else f"`{ours}` - `{other}`"
+        assert f"{said} {mean:+.3f} ± {half:.3f}" in text
