@@ -207,7 +207,8 @@ def reproduce_page() -> str:
     made: dict[str, list[dict]] = {}
     for path in sorted((ROOT / "results").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        command = " ".join(["moemla", *found["provenance"]["command"].split()[1:]])
+        words = found["provenance"]["command"].split()[1:]
+        command = " ".join(["moemla", *(word.rpartition("/")[2] for word in words)])  # files by name, wherever they lay
         made.setdefault(command, []).append(found)
     out = [REPRODUCE.rstrip()]
     for command, results in sorted(made.items(), key=lambda pair: pair[0].startswith("moemla bench")):

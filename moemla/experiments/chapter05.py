@@ -64,7 +64,7 @@ SCALES = {
         batch_size=4,
         seq_len=64,
     ),
-    "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(5e-3, 1e-2, 2e-2, 4e-2), seeds=5),
+    "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(5e-3, 1e-2, 2e-2, 4e-2), seeds=8),
 }
 
 
