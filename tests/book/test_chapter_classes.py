@@ -2,10 +2,14 @@
 
 from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import moemla
 from moemla import (
@@ -88,7 +92,8 @@ def test_nothing_is_lost_and_no_text_ends_a_story(make):
 
 @each(tokenizers())
 def test_merging_shortens(make):
-    assert sum(len(make().encode(text)) for text in TEXTS) < 0.6 * sum(len(text.encode()) for text in TEXTS)
+    tokenizer = make()
+    assert sum(len(tokenizer.encode(text)) for text in TEXTS) < 0.6 * sum(len(text.encode()) for text in TEXTS)
 
 
 @each(counted())
@@ -101,6 +106,25 @@ def test_probabilities_sum_to_one_in_every_context(make, order):
         p = distribution(context)
         assert p.shape == (400,) and (p >= 0).all()
         assert abs(p.sum() - 1) < 1e-9
+
+
+def test_the_chapters_tokenizer_learns_anew_and_within_its_limits():
+    code = chapter("01-stories-and-tokens")
+    again = code.BytePairs().train(TEXTS[:5], 300).train(TEXTS[:9], 320)
+    once = code.BytePairs().train(TEXTS[:9], 320)
+    assert again.pieces == once.pieces and again.merges == once.merges
+    assert code.BytePairs().train(["ab ab"], 400).pieces[257:] == [b"ab", b" ab"]  # and then nothing is left to merge
+    with pytest.raises(ValueError, match="vocab_size=256: must be 257 or more"):
+        code.BytePairs().train(TEXTS[:5], 256)
+
+
+def test_the_chapters_counts_take_any_iterable_and_no_strange_token():
+    code = chapter("01-stories-and-tokens")
+    counts = [1] * 60 + [2] * 20 + [3] * 10 + [4] * 5
+    assert code.discounts_for(iter(counts)) == code.discounts_for(counts) != [0, 0.5, 1, 1.5]
+    for strange in ([0, 7, 3], [0, -1, 3]):
+        with pytest.raises(ValueError, match="ids: must be 0 to 6"):
+            code.Counted(2, 7).fit([[0, 1, 2], strange])
 
 
 # ---- chapters 2 and 3
@@ -196,6 +220,161 @@ def test_latents_are_enough_and_nothing_else_is_kept(make, steps):
     assert held == 2 * 2 * 8 * 12 * 4  # two latents, rows, tokens, numbers, bytes
 
 
+def several_at_once():
+    """(name, layer, step, cache): float64 layers of width 32, what takes new tokens, and the cache for `rows` rows."""
+    two, three = chapter("02-multi-head-attention"), chapter("03-latent-attention")
+    four, wide = chapter("04-rotary-positions"), torch.float64
+
+    def with_inputs(layer, new, cache):
+        out, cache.past = three.step_from_inputs(layer, new, cache.past)
+        return out
+
+    def keys(rows=2):
+        return two.Cache(rows, 4, max_len=9, d_head=8, dtype=wide)
+
+    def latent(rows=2):
+        return three.Latents(rows, max_len=9, latent_dim=12, dtype=wide)
+
+    def rotary(**how):
+        return lambda layer, new, cache: layer(new, cache, **how)
+
+    def ordinary():
+        return two.CausalAttention(32, 4).double()
+
+    def narrow():
+        return three.LatentAttention(32, 4, 12).double()
+
+    def turned():
+        return four.RotaryLatentAttention(32, 4, 12, four.Rope(8)).double()
+
+    def decoupled():
+        return four.DecoupledAttention(32, 4, 12, d_nope=6, d_value=10, rope=four.Rope(4)).double()
+
+    yield "keys", ordinary, two.step, keys
+    yield "inputs", ordinary, with_inputs, lambda rows=2: SimpleNamespace(past=torch.zeros(rows, 0, 32, dtype=wide))
+    yield "rebuilt", narrow, three.step_rebuilt, latent
+    yield "absorbed", narrow, three.step_absorbed, latent
+    yield "kept-slices", narrow, three.step_fused, lambda rows=2: three.KeptSlices()
+    yield "paper-absorbed", turned, rotary(absorb=True), lambda rows=2: four.Kept(9)
+    yield "decoupled", decoupled, rotary(), lambda rows=2: four.Kept(9)
+    yield "decoupled-absorbed", decoupled, rotary(absorb=True), lambda rows=2: four.Kept(9)
+
+
+SEVERAL = [pytest.param(*rest, id=name) for name, *rest in several_at_once()]
+STORED = [case for case in SEVERAL if case.id not in ("inputs", "kept-slices")]
+
+
+@pytest.mark.parametrize(("make", "step", "cache"), SEVERAL)
+@torch.no_grad()
+def test_several_new_tokens_do_not_see_each_others_future(make, step, cache):
+    layer, x, held = make(), torch.randn(2, 9, 32, dtype=torch.float64), cache()
+    steps = [step(layer, part, held) for part in x.split([3, 1, 4, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), layer(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "step", "cache"), STORED)
+@torch.no_grad()
+def test_a_full_cache_refuses(make, step, cache):
+    layer, x, held = make(), torch.randn(2, 10, 32, dtype=torch.float64), cache()
+    step(layer, x[:, :9], held)
+    with pytest.raises(ValueError, match="room for"):
+        step(layer, x[:, 9:], held)
+    assert held.length == 9
+
+
+@pytest.mark.parametrize(("make", "step", "cache"), STORED)
+@torch.no_grad()
+def test_a_cache_of_two_rows_refuses_one(make, step, cache):
+    layer, x, held = make(), torch.randn(2, 4, 32, dtype=torch.float64), cache()
+    step(layer, x, held)
+    with pytest.raises(ValueError, match="room for"):
+        step(layer, x[:1], held)
+
+
+class Made(TorchDispatchMode):
+    """The largest tensor that is made: no view, and nothing that is written in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old:
+                self.largest = max(self.largest, t.numel())
+        return out
+
+
+PAST = 400  # tokens held: more than the weights of a layer count
+
+
+@torch.no_grad()
+def largest_made(layer, step, cache):
+    """Numbers of the largest tensor made in one step with PAST tokens behind it."""
+    x = torch.randn(2, PAST + 2, 32, dtype=torch.float64)
+    for part in x[:, :-1].split([PAST, 1], dim=1):
+        step(layer, part, cache)
+    with Made() as made:
+        step(layer, x[:, -1:], cache)
+    return made.largest
+
+
+def absorbing():
+    """(name, layer, step, cache) of the two forms in which nothing of the past is rebuilt."""
+    three, four = chapter("03-latent-attention"), chapter("04-rotary-positions")
+
+    def decoupled():
+        return four.DecoupledAttention(32, 4, 12, d_nope=6, d_value=10, rope=four.Rope(4)).double()
+
+    latents = three.Latents(2, max_len=PAST + 2, latent_dim=12, dtype=torch.float64)
+    yield "chapter-3", three.LatentAttention(32, 4, 12).double(), three.step_absorbed, latents
+    yield "chapter-4", decoupled(), lambda layer, x, kept: layer(x, kept, absorb=True), four.Kept(PAST + 2)
+
+
+def test_an_absorbed_step_copies_no_latents(monkeypatch):
+    scores, latents = 2 * 4 * (PAST + 2), 2 * 12 * PAST
+    for name, layer, step, held in absorbing():
+        # the scores of four heads, or the weights of a layer: less than one copy of the latents, let alone H
+        assert scores <= largest_made(layer, step, held) < latents, name
+
+    # the same measure sees latents that are broadcast to all heads, and a cache that grows
+    _, layer, step, held = list(absorbing())[1]
+    monkeypatch.setitem(type(layer).forward.__globals__, "product", torch.matmul)
+    assert largest_made(layer, step, held) >= 4 * latents
+
+    class Grows:
+        held = None
+
+        def __len__(self):
+            return 0 if self.held is None else self.held.shape[-2]
+
+        def append(self, new):
+            self.held = new if self.held is None else torch.cat((self.held, new), dim=-2)
+            return [self.held]
+
+    monkeypatch.undo()
+    assert largest_made(layer, step, Grows()) >= latents
+
+
+@torch.no_grad()
+def test_absorbed_values_take_the_operations_that_chapter_4_counts():
+    code = chapter("04-rotary-positions")
+    counts = code.forms(d=32, h=4, r=12, d_rope=4)
+    paper, hybrid = (code.RotaryLatentAttention(32, 4, 12, code.Rope(8), hybrid=h) for h in (False, True))
+    decoupled = code.DecoupledAttention(32, 4, 12, d_nope=6, d_value=10, rope=code.Rope(4))
+    x = torch.randn(1, 22, 32)
+    for name, layer in (("paper, K rebuilt", paper), ("hybrid", hybrid), ("decoupled, absorbed", decoupled)):
+        kept, macs = code.Kept(22), []
+        layer(x[:, :20], kept)
+        for t in (20, 21):
+            with FlopCounterMode(display=False) as counter:
+                layer(x[:, t : t + 1], kept, absorb=True)
+            macs.append(counter.get_total_flops() // 2)
+        assert (sum(held.numel() for held in kept.storage) // 22, macs[1] - macs[0]) == counts[name]
+
+
 @each(latents())
 def test_keys_of_all_heads_lie_in_the_latents_directions(make):
     layer = make().double()
@@ -231,7 +410,7 @@ def rotary_attentions():
 
     def chapter_steps(**how):
         def steps(layer, x):
-            kept = code.Kept()
+            kept = code.Kept(16)
             return torch.cat([layer(x[:, t : t + 1], kept, **how) for t in range(x.shape[1])], dim=1)
 
         return steps
@@ -254,7 +433,9 @@ def rotary_attentions():
     yield "library-hybrid", paper, library_steps(lambda: HybridCache(n_heads=4, d_head=8, latent_dim=12, **room))
     yield "library-decoupled", decoupled, library_steps(lambda: JointLatentCache(latent_dim=12, d_rope=4, **room))
     yield "chapter-paper", chapter_paper, chapter_steps()
+    yield "chapter-paper-absorbed", chapter_paper, chapter_steps(absorb=True)
     yield "chapter-hybrid", lambda: chapter_paper(hybrid=True), chapter_steps()
+    yield "chapter-hybrid-absorbed", lambda: chapter_paper(hybrid=True), chapter_steps(absorb=True)
     yield "chapter-decoupled", chapter_decoupled, chapter_steps()
     yield "chapter-absorbed", chapter_decoupled, chapter_steps(absorb=True)
 
@@ -288,6 +469,23 @@ def test_a_rotation_keeps_lengths_and_makes_scores_of_distance(make, layout):
     turned = rope(q, torch.tensor([[5]]))
     torch.testing.assert_close(turned.norm(), q.norm())
     assert (turned - q).abs().max() > 0.01 and torch.equal(rope(q, torch.tensor([[0]])), q)
+
+
+def test_the_chapters_rotation_refuses_what_torch_would_broadcast():
+    code = chapter("04-rotary-positions")
+    for width in (1, 7):
+        with pytest.raises(ValueError, match=f"width={width}"):
+            code.Rope(width)
+    with pytest.raises(ValueError, match="layout='half'"):
+        code.Rope(8, layout="half")
+    rope = code.Rope(2)
+    for x, positions in (
+        (torch.randn(1, 3, 5, 8), torch.arange(5)),  # one speed for four pairs
+        (torch.randn(1, 3, 5, 2), torch.tensor([3])),  # one position for five tokens
+        (torch.randn(3, 3, 5, 2), torch.arange(15).view(3, 5)),  # rows' positions would meet the heads
+    ):
+        with pytest.raises(ValueError, match="must end in"):
+            rope(x, positions)
 
 
 @each(rotations())
