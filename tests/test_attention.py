@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from moemla.attention import MultiHeadAttention, attend
+from moemla.attention import MultiHeadAttention, attend, attend_shared
 from moemla.cache import KVCache
 from moemla.rope import RotaryEmbedding
-from tests.helpers import TOLERANCE, assert_causal, close, shake
+from tests.helpers import TOLERANCE, Made, assert_causal, close, shake
 
 D, H = 12, 4
 FORMS = {
@@ -211,3 +211,12 @@ def test_gradcheck():
 def test_device_and_dtype_arguments():
     layer = MultiHeadAttention(d_model=12, n_heads=4, device="meta", dtype=torch.bfloat16)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_shared_values_are_copied_for_no_head(steps, key_heads):
+    q, k, v = torch.randn(2, 4, steps, 16), torch.randn(2, key_heads, 50, 16), torch.randn(2, 50, 64)
+    with Made() as made:
+        attend_shared(q, k, v)
+    assert 0 < made.largest < v.numel()

@@ -404,6 +404,15 @@ MUSEUM = (
         "kernels/test_experts.py",
         "interpreted and dispatch",
     ),
+    Mutant(
+        "shared-latents-broadcast",
+        "A key and a value that all heads share are written out for each head: same numbers, H times the bytes.",
+        "attention",
+        "F.scaled_dot_product_attention(q.transpose(1, 2), k, v.unsqueeze(1), mask, scale=scale).transpose(1, 2)",
+        "torch.matmul((q @ k.mT * scale).softmax(-1), v.unsqueeze(1))",
+        "test_attention.py",
+        "copied",
+    ),
 )
 
 

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import moemla
@@ -30,6 +28,7 @@ from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
 from moemla.stories import stories
+from tests.helpers import Made
 from tools.browser import ROOT
 from tools.chapter_code import load_definitions
 
@@ -289,22 +288,6 @@ def test_a_cache_of_two_rows_refuses_one(make, step, cache):
     step(layer, x, held)
     with pytest.raises(ValueError, match="room for"):
         step(layer, x[:1], held)
-
-
-class Made(TorchDispatchMode):
-    """The largest tensor that is made: no view, and nothing that is written in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old:
-                self.largest = max(self.largest, t.numel())
-        return out
 
 
 PAST = 400  # tokens held: more than the weights of a layer count
