@@ -404,6 +404,33 @@ MUSEUM = (
         "kernels/test_experts.py",
         "interpreted and dispatch",
     ),
+    Mutant(
+        "results-of-another-text",
+        "A result is found by settings that do not hold the hash of its data: another text is given the first one's.",
+        "experiments/ten_minutes",
+        'cell |= dict(data_hash=facts["hash"], min_lr',
+        "cell |= dict(min_lr",
+        "experiments/test_ten_minutes.py",
+        "another_text",
+    ),
+    Mutant(
+        "texts-averaged",
+        "Runs on two texts, or of two lengths, go into one mean.",
+        "experiments/chapter05",
+        '    comparable(found, differ_in=("variant", "lr", "seed", "min_lr"))\n',
+        "",
+        "experiments/test_chapter05.py",
+        "another_kind",
+    ),
+    Mutant(
+        "older-results-not-found",
+        "Files that keep data hash, floor and warm-up among their measures are not found, and all is trained again.",
+        "experiments/results",
+        "for name in IDENTITY if name in held and",
+        "for name in IDENTITY if name in settings and",
+        "experiments/test_results.py",
+        "found_by_all",
+    ),
 )
 
 
