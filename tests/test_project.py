@@ -80,8 +80,28 @@ def test_conda_gets_the_same():
 
 
 def test_all_holds_every_extra():
-    assert set(EXTRAS) == {"book", "test", "gpu", "judge", "interop", "all"}
+    assert set(EXTRAS) == {"hub", "plots", "stats", "book", "test", "gpu", "judge", "interop", "all"}
     assert Requirement(EXTRAS["all"][0]).extras == set(EXTRAS) - {"all"}
+
+
+PROMISED = {"torch", "jupyter-book", "nbclient", "matplotlib", "datasets", "einops", "triton", "pytest", "nbval"}
+
+
+def brought(*extras):
+    """Packages named for moemla with these extras, those of extras that an extra names too."""
+    found, todo = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}, list(extras)
+    while todo:
+        for wanted in map(Requirement, EXTRAS[todo.pop()]):
+            found.add(canonicalize_name(wanted.name))
+            todo += wanted.extras if wanted.name == "moemla" else ()
+    return found
+
+
+def test_who_installs_the_book_or_all_gets_every_promised_package():
+    """environment.yml and make install book and test."""
+    assert brought("book", "test") >= PROMISED and brought("all") >= PROMISED
+    assert brought("book") >= {"datasets", "matplotlib", "scipy"}, "a chapter may use them"
+    assert not brought() & {"datasets", "matplotlib", "scipy", "pandas"}
 
 
 def test_jupyterlab_accepts_its_myst_extension():

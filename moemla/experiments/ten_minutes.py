@@ -74,7 +74,7 @@ def prepared(
 ) -> tuple[Path, dict[str, Any]]:
     """An experiment's text as tokens: (the work folder that it has to itself, what `prepare` says of it).
 
-    Another text has another folder, so that runs on both may go side by side. Built in chapter 5.
+    Another text has another folder, so that runs on both may go side by side. Built in chapter 15.
     """
     settings: dict[str, Any] = dict(source="files" if train_text else "builtin", stories=stories, vocab_size=VOCAB_SIZE)
     texts = dict(train=train_text, valid=valid_text)
