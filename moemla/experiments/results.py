@@ -107,15 +107,21 @@ def _completed(settings: dict[str, Any], measures: dict[str, Any]) -> dict[str, 
 
 
 def write(result: Result, folder: str | Path) -> Path:
-    """Write one result, whole or not at all; returns its path. A file of the same name is replaced.
+    """Write one result, whole or not at all; returns its path. A file of the same name and settings is replaced.
 
-    Built in chapter 15.
+    ResultError where the one that is there was made with others. Built in chapter 15.
     """
     data = _plain(asdict(result), "result")
     validate(data, f"result {result.experiment}.{result.name}")
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     path = folder / f"{result.experiment}.{result.name}.json"
+    if path.exists():
+        old, new = read(path).settings, data["settings"]
+        for name in [name for name in new if name in old and not isinstance(new[name], dict)]:
+            if old[name] != new[name]:
+                said = f"{name}={old[name]!r}, this one with {name}={new[name]!r}"
+                raise ResultError(f"{path} was measured with {said}: name another folder, or delete it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -284,7 +284,7 @@ def test_older_files_are_completed_from_their_measures(tmp_path):
     older = result(measures={"data_hash": "aa", "training": training, "loss": 1.0})
     (given,) = [read(write(older, tmp_path))]
     assert given.settings == {"seed": 0, "data_hash": "aa", "min_lr": 0.25, "warmup": 5}
-    newer = result(settings=given.settings | {"warmup": 6}, measures=older.measures)
+    newer = result(name="M-1", settings=given.settings | {"warmup": 6}, measures=older.measures)
     assert read(write(newer, tmp_path)).settings["warmup"] == 6  # what a cell says itself stays
 
 
