@@ -261,8 +261,8 @@ class Experiment:
     name: tyro.conf.Positional[Literal["ten-minutes", "chapter05"]]
     scale: Literal["smoke", "cpu"] = "smoke"
     """How much of it: smoke takes seconds; cpu is meant for two cores."""
-    folder: Path = Path("results")
-    """Where results are kept, one JSON file each."""
+    folder: Path | None = None
+    """Where results are kept, one JSON file each. Default: results; of smoke a new temporary folder."""
     train: Path | None = None
     """Text files instead of the built-in stories, with a line <|endoftext|> between stories."""
     valid: Path | None = None
@@ -271,13 +271,16 @@ class Experiment:
 
     def __call__(self) -> None:
         from moemla.experiments import chapter05, ten_minutes
+        from moemla.experiments.results import folder_for
 
+        folder = folder_for(self.scale, self.folder)
+        print(f"results go to {folder}", file=sys.stderr)
         if self.name == "chapter05":
-            chapter05.run(self.scale, self.folder, self.train, self.valid, self.seeds, report=_one_run)
+            chapter05.run(self.scale, folder, self.train, self.valid, self.seeds, report=_one_run)
             return
         line = LiveLine(ten_minutes.SCALES[self.scale]["steps"])
         try:
-            found = ten_minutes.run(self.scale, self.folder, self.train, self.valid, on_progress=line)
+            found = ten_minutes.run(self.scale, folder, self.train, self.valid, on_progress=line)
         finally:
             line.close()
         for result in found:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from moemla.errors import DataError
+from moemla.errors import DataError, optional
 from moemla.files import replacing, why
 from moemla.tokenizer import EOT, Tokenizer, check_vocab_size
 
@@ -92,10 +92,9 @@ def hub_stories(split: str, limit: int, skip: int = 0) -> Iterator[str]:
     Whatever goes wrong on the way is one `DataError` that names the other sources; without a network it comes
     within seconds. Built in chapter 1.
     """
+    datasets = optional("datasets", "hub")
     try:
         _knock_at_the_hub()
-        import datasets
-
         datasets.config.STREAMING_READ_MAX_RETRIES = HUB_RETRIES
         datasets.config.STREAMING_OPEN_MAX_RETRIES = HUB_RETRIES
         rows = datasets.load_dataset(HUB_NAME, split=split, streaming=True)

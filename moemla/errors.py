@@ -1,5 +1,8 @@
 """Errors that are meant for the person at the keyboard: the command prints them as one line and exits with 1."""
 
+from importlib import import_module
+from types import ModuleType
+
 
 class MoemlaError(Exception):
     """Something outside the program is wrong (a file, a run, the network); the message says what to do.
@@ -14,3 +17,16 @@ class DataError(MoemlaError):
 
 class Diverged(MoemlaError):
     """A training run whose loss or gradient is no longer a number. Built in chapter 5."""
+
+
+def optional(package: str, extra: str) -> ModuleType:
+    """A package that comes with an extra of moemla; without it a `MoemlaError` names the extra.
+
+    Built in chapter 13.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MoemlaError(f"{package} is not installed: pip install 'moemla[{extra}]'") from error

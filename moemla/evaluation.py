@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moemla.balancing import coefficient_of_variation, dead_experts, max_violation, noise_floor
 from moemla.config import require
-from moemla.errors import DataError
+from moemla.errors import DataError, optional
 from moemla.model import LanguageModel
 from moemla.stories import Story
 from moemla.tokenizer import Tokenizer
@@ -36,9 +36,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     For two variants run with the same seeds, give the differences by seed. ValueError for fewer than two values.
     Built in chapter 5.
     """
-    from scipy.stats import t as student_t  # a second to import
-
     require(len(values) >= 2, "values", values, "an interval needs two values or more")
+    student_t = optional("scipy", "stats").stats.t  # a second to import
     spread = np.std(values, ddof=1) / math.sqrt(len(values))
     return float(np.mean(values)), float(student_t.ppf((1 + level) / 2, len(values) - 1) * spread)
 

@@ -2,6 +2,8 @@
 
 from contextlib import contextmanager
 
+from moemla.errors import optional
+
 # Okabe and Ito's palette, which the colour-blind can tell apart.
 COLOURS = {
     "dense": "#555555",  # the plain transformer, and whatever is the baseline
@@ -18,7 +20,7 @@ COLOURS = {
 @contextmanager
 def style():
     """`with style():` matplotlib figures look like the book's: white ground, thin lines, no box. Built in chapter 1."""
-    import matplotlib as mpl
+    mpl = optional("matplotlib", "plots")
     from cycler import cycler
 
     settings = {

@@ -124,7 +124,16 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["measures"]["rows"]
 
 
-MEASURED = [pytest.param(result, id=result.name) for result in results.load(ROOT / "results", "bench")]
+def test_a_bench_of_other_settings_does_not_replace_the_one_that_is_there(tmp_path, capsys):
+    call = ["bench", "attention", "--tokens", "8", "--seconds", "0", "--device", "cpu", "--folder", str(tmp_path)]
+    assert main(call) == main(call) == 0
+    (before,) = results.load(tmp_path, "bench")
+    assert main([*call, "--batch-size", "2"]) == 1
+    assert "batch_size=None, this one with batch_size=2" in capsys.readouterr().err
+    assert results.load(tmp_path, "bench") == [before]
+
+
+MEASURED = [pytest.param(result, id=result.name) for result in results.load(ROOT / "results", "bench", missing_ok=True)]
 
 
 @pytest.mark.parametrize("result", [p for p in MEASURED if p.values[0].settings["what"] == "moe"])

@@ -1,13 +1,16 @@
 """`import moemla` costs little, brings nothing heavy along, and has every name that it promises."""
 
+import ast
 import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import moemla
+from moemla.errors import MoemlaError, optional
 
 HEAVY = ("datasets", "transformers", "matplotlib", "triton", "tokenizers", "scipy", "openai", "rich", "tyro", "pandas")
 CORE = "import moemla; moemla.LanguageModel, moemla.generate, moemla.Balancer, moemla.ModelConfig"
@@ -57,3 +60,58 @@ def test_an_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'Mistake'"):
         moemla.Mistake  # noqa: B018
     run("from moemla import LanguageModel, experts; assert callable(experts.experts)")
+
+
+def test_type_checkers_see_the_same_names():
+    """Under `if TYPE_CHECKING:` stand the names of _HOME, from the modules that have them, and the modules."""
+    tree = ast.parse(Path(moemla.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    names, modules = {}, set()
+    for node in block.body:
+        for name in node.names:
+            assert name.asname == name.name, "without `as` a type checker takes it for private"
+            if node.module == "moemla":
+                modules.add(name.name)
+            else:
+                names[name.name] = node.module.removeprefix("moemla.")
+    assert names == moemla._HOME and modules == set(moemla._MODULES)
+    assert (Path(moemla.__file__).parent / "py.typed").is_file()
+
+
+def hub():
+    from moemla.data import hub_stories
+
+    next(hub_stories("train", 1))
+
+
+def interval():
+    from moemla.evaluation import mean_interval
+
+    mean_interval([1.0, 2.0])
+
+
+def picture():
+    from moemla.plots import style
+
+    with style():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("use", "package", "extra"),
+    [(hub, "datasets", "hub"), (interval, "scipy", "stats"), (picture, "matplotlib", "plots")],
+)
+def test_without_an_extra_one_line_names_it(monkeypatch, use, package, extra):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MoemlaError) as error:
+        use()
+    assert str(error.value) == f"{package} is not installed: pip install 'moemla[{extra}]'"
+
+
+def test_a_package_that_is_there_and_broken_says_so_itself(monkeypatch, tmp_path):
+    (tmp_path / "half.py").write_text("import not_there_either")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_there_either"):
+        optional("half", "hub")

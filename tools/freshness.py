@@ -1,6 +1,7 @@
 """Is a notebook's output still what its code and the library would give? A fingerprint of both tells.
 
-It covers the notebook's code cells and every moemla module that they use, directly or through other modules.
+It covers the notebook's code cells, every moemla module that they use, directly or through other modules, and the
+measured results and the ledger of claims that they read.
 Comments and docstrings of the library do not count; neither does the Python version that computes it.
 """
 
@@ -42,7 +43,7 @@ class Library:
     """The package as text: which module defines a name, and which modules a module uses."""
 
     def __init__(self, package: Path = PACKAGE):
-        self.name = package.name
+        self.name, self.package = package.name, package
         self.files = module_files(package)
         self.trees = {name: ast.parse(path.read_text()) for name, path in self.files.items()}
         self.definers: dict[str, set[str]] = {}
@@ -127,6 +128,24 @@ def modules_of(notebook, library: Library) -> set[str]:
     return library.closure(used)
 
 
+def files_of(notebook, library: Library) -> list[Path]:
+    """The ledger and the files in results/ that a notebook reads: those of the experiments that its code names.
+
+    A notebook with the ledger reads the experiments that the ledger names too; one that reads results and names no
+    experiment, all.
+    """
+    used = set().union(*map(library.used_by, parse_cells(notebook)))
+    ledger = library.package / "experiments" / "claims.yml"
+    found = [ledger] if "experiments.claims" in used and ledger.exists() else []
+    if not used & {"experiments.results", "experiments.claims"}:
+        return found
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    text += "".join(path.read_text(encoding="utf-8") for path in found)
+    files = sorted((library.package.parent / "results").glob("*.json"))
+    named = [path for path in files if re.search(rf"\b{re.escape(path.name.partition('.')[0])}\b", text)]
+    return [*found, *(named or files)]
+
+
 def fingerprint(notebook, package: Path = PACKAGE) -> str:
     """The hash that `make notebooks` stores as metadata `moemla.fresh`."""
     library = Library(package)
@@ -136,6 +155,8 @@ def fingerprint(notebook, package: Path = PACKAGE) -> str:
             digest.update(json.dumps([cell.source, sorted(cell.metadata.get("tags", []))]).encode())
     for module in sorted(modules_of(notebook, library)):
         digest.update(f"{module}\n{dump(library.trees[module])}\n".encode())
+    for path in files_of(notebook, library):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -23,11 +23,11 @@ import torch
 from moemla import complexity
 from moemla.checkpoint import checkpoints
 from moemla.config import ModelConfig
-from moemla.data import prepare, read_stories
+from moemla.data import read_stories
 from moemla.errors import Diverged, MoemlaError
 from moemla.evaluation import evaluate
-from moemla.experiments.results import WORK, Result, run_cells
-from moemla.experiments.ten_minutes import counted
+from moemla.experiments.results import Result, ResultError, comparable, folder_for, run_cells
+from moemla.experiments.ten_minutes import counted, prepared
 from moemla.tokenizer import Tokenizer
 from moemla.training import TrainConfig, read_metrics, train
 
@@ -54,15 +54,15 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(
-        steps=12,
-        steps_of_files=12,
+        steps=6,
+        steps_of_files=6,
         variants_of_files=ROTARY,
         rates=(1e-2, 2e-2),
         seeds=2,
         stories=300,
-        scored=20,
-        batch_size=4,
-        seq_len=64,
+        scored=8,
+        batch_size=2,
+        seq_len=32,
     ),
     "cpu": Scale(steps=600, steps_of_files=800, variants_of_files=ROTARY, rates=(5e-3, 1e-2, 2e-2, 4e-2), seeds=8),
 }
@@ -70,7 +70,7 @@ SCALES = {
 
 def run(
     scale: str = "cpu",
-    folder: str | Path = "results",
+    folder: str | Path | None = None,
     train_text: str | Path | None = None,
     valid_text: str | Path | None = None,
     seeds: int | None = None,
@@ -79,26 +79,26 @@ def run(
 ) -> list[Result]:
     """All runs of a scale, two at a time; each leaves a result in `folder`. Built in chapter 5.
 
-    On the built-in stories, or, with rotary positions only, on two text files. `seeds` may be fewer or more than the
+    On the built-in stories, or, with rotary positions only, on two text files; each text has results of its own.
+    `folder` is results/ unless given, of smoke a new temporary one. `seeds` may be fewer or more than the
     scale's. Cut and called again it goes on: finished runs are kept, others go on from their last checkpoint.
     `report(done, total, result)` is called after each. ValueError for a scale other than smoke and cpu.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: this experiment has {' and '.join(SCALES)}")
-    size, folder = SCALES[scale], Path(folder)
-    data = "files" if train_text else "builtin"
+    size, folder = SCALES[scale], folder_for(scale, folder)
+    shards, facts = prepared(folder, size.stories, train_text, valid_text)
+    data = facts["settings"]["source"]
     steps, names = (size.steps_of_files, size.variants_of_files) if train_text else (size.steps, VARIANTS)
     seeds = size.seeds if seeds is None else seeds
-    shards = folder / WORK / f"{EXPERIMENT}-data-{scale}-{data}"
-    facts = prepare(shards, source=data, stories=size.stories, train=train_text, valid=valid_text)
 
     def cell(variant: str, lr: float, seed: int, part: str = "seed") -> dict[str, Any]:
         length = steps if part == "seed" else steps // 3
         settings = dict(part=part, variant=variant, lr=lr, seed=seed, steps=length, data=data, size="tiny")
         sizes = dict(stories=size.stories, scored=size.scored, batch_size=size.batch_size, seq_len=size.seq_len)
-        return settings | sizes
+        return settings | sizes | dict(data_hash=facts["hash"], min_lr=lr / 30, warmup=length // 10)
 
-    counted = dict(part="counted", data=data, stories=size.stories)
+    counted = dict(part="counted", data=data, stories=size.stories, data_hash=facts["hash"])
     parts = ("seed",) if train_text else ("seed", "rate")
     sweep = [cell(name, lr, 0, part) for part in parts for lr in size.rates for name in names]
     done: list[Result] = []
@@ -111,7 +111,7 @@ def run(
     with ProcessPoolExecutor(workers, get_context("spawn"), _worker) as pool:
         work = partial(_work, shards, facts)
         _all([counted, *sweep], work, folder, pool, note)
-        best = best_rates(done, data)
+        best = best_rates(done, facts["hash"])
         _all([cell(name, best[name], seed + 1) for seed in range(seeds) for name in names], work, folder, pool, note)
     return done
 
@@ -145,8 +145,8 @@ def _work(shards: Path, facts: dict[str, Any], settings: dict[str, Any], scratch
     config = ModelConfig.preset(
         settings["size"], settings["variant"], vocab_size=facts["tokenizer"]["vocab_size"], max_seq_len=MAX_SEQ_LEN
     )
-    shape = {name: settings[name] for name in ("steps", "batch_size", "seq_len", "lr", "seed")}
-    how = TrainConfig(min_lr=settings["lr"] / 30, warmup=settings["steps"] // 10, **shape)
+    shape = ("steps", "batch_size", "seq_len", "lr", "min_lr", "warmup", "seed")
+    how = TrainConfig(**{name: settings[name] for name in shape})
     found |= dict(training=asdict(how), parameters=complexity.parameters(config).total)
     found["cache_bytes_per_token"] = complexity.cache_bytes_per_token(config, dtype_bytes=2)
     out = scratch / "run"
@@ -169,7 +169,9 @@ def _work(shards: Path, facts: dict[str, Any], settings: dict[str, Any], scratch
 def rates_tried(results: Iterable[Result], data: str, part: str = "seed") -> dict[str, dict[float, float | None]]:
     """For each variant the validation loss of seed 0 at each learning rate; None where it diverged.
 
-    Of the runs in full, or with part="rate" of those of a third of the steps. Built in chapter 5.
+    Of the runs in full, or with part="rate" of those of a third of the steps. `data` is "builtin", "files", or the hash
+    of one text where a folder has runs on several. ResultError where runs differ in more than variant, rate and seed.
+    Built in chapter 5.
     """
     tried: dict[str, dict[float, float | None]] = {}
     for result in sorted(_runs(results, data, part), key=lambda result: result.settings["lr"]):
@@ -202,4 +204,11 @@ def seeds_of(results: Iterable[Result], data: str) -> dict[str, list[Result]]:
 
 
 def _runs(results: Iterable[Result], data: str, part: str = "seed") -> list[Result]:
-    return [found for found in results if found.settings["part"] == part and found.settings["data"] == data]
+    """The runs of one kind: the same text, length, warm-up and floor of the rate (as a share of it), each run once."""
+    found = [result for result in results if result.settings["part"] == part]
+    found = [result for result in found if data in (result.settings["data"], result.settings.get("data_hash"))]
+    comparable(found, differ_in=("variant", "lr", "seed", "min_lr"))
+    floors = {round(run.settings["min_lr"] / run.settings["lr"], 6) for run in found if "min_lr" in run.settings}
+    if len(floors) > 1:
+        raise ResultError(f"min_lr: runs whose rate falls to {sorted(floors)} of its peak are no runs of one kind")
+    return found

@@ -241,7 +241,7 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
     where = wanted.get("where", {})
     found = [
         result.measures[wanted["measure"]]
-        for result in results.load(folder, wanted["experiment"])
+        for result in results.load(folder, wanted["experiment"], missing_ok=True)
         if where.items() <= result.settings.items() and wanted["measure"] in result.measures
     ]
     if not found:

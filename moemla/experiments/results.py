@@ -3,6 +3,9 @@
 A file is named EXPERIMENT.NAME.json and is complete or absent: it is written under a temporary name, synced
 and renamed. A run that was killed repeats only the cell it was in. Nothing that names a person or a machine
 is kept: no host, no user, no absolute path.
+
+A cell is known by its settings, the hash of its data, the rate's floor and the warm-up among them (`IDENTITY`). Older
+files have these three among their measures only; reading completes their settings.
 """
 
 import hashlib
@@ -16,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -28,6 +32,7 @@ from moemla.files import replacing, why
 
 SCHEMA = 1
 WORK = ".work"  # scratch folders of unfinished cells
+IDENTITY = ("data_hash", "min_lr", "warmup")
 PROVENANCE = ("moemla", "git", "date", "python", "torch", "machine", "seconds", "command")
 _EXPERIMENT = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dot: the first dot of a file name ends it
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -91,19 +96,32 @@ def validate(data: Any, source: str = "result") -> Result:
         require(finite, f"{path} is {value}; leave out what diverged and say so with a measure diverged=true")
         private = isinstance(value, str) and not path.startswith("measures") and _ABSOLUTE.search(value)
         require(not private, f"{path} holds an absolute path: {value!r}")
-    return Result(**data)
+    return Result(**data | {"settings": _completed(data["settings"], data["measures"])})
+
+
+def _completed(settings: dict[str, Any], measures: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with those of `IDENTITY` that only the measures hold."""
+    training = measures.get("training")
+    held = measures | (training if isinstance(training, dict) else {})
+    return settings | {name: held[name] for name in IDENTITY if name in held and name not in settings}
 
 
 def write(result: Result, folder: str | Path) -> Path:
-    """Write one result, whole or not at all; returns its path. A file of the same name is replaced.
+    """Write one result, whole or not at all; returns its path. A file of the same name and settings is replaced.
 
-    Built in chapter 15.
+    ResultError where the one that is there was made with others. Built in chapter 15.
     """
     data = _plain(asdict(result), "result")
     validate(data, f"result {result.experiment}.{result.name}")
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
     folder = Path(folder)
     path = folder / f"{result.experiment}.{result.name}.json"
+    if path.exists():
+        old, new = read(path).settings, data["settings"]
+        for name in [name for name in new if name in old and not isinstance(new[name], dict)]:
+            if old[name] != new[name]:
+                said = f"{name}={old[name]!r}, this one with {name}={new[name]!r}"
+                raise ResultError(f"{path} was measured with {said}: name another folder, or delete it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -127,14 +145,47 @@ def read(path: str | Path) -> Result:
     return validate(data, str(path))
 
 
-def load(folder: str | Path, experiment: str | None = None) -> list[Result]:
+def load(folder: str | Path, experiment: str | None = None, missing_ok: bool = False) -> list[Result]:
     """All results of a folder, or of one experiment in it, in the order of their names.
 
-    Built in chapter 15.
+    Where there are none, one line says where they are expected (`ResultError`), unless missing_ok. Built in chapter 15.
     """
     pattern = f"{experiment}.*.json" if experiment else "*.json"
     paths = sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+    if not paths and not missing_ok:
+        raise ResultError(
+            f"{folder} holds no results{f' of {experiment}' if experiment else ''}: those of the book lie in results/ "
+            "beside book/; start there, or name that folder"
+        )
     return [read(path) for path in paths]
+
+
+def comparable(results: Iterable[Result], differ_in: Iterable[str] = ("seed",)) -> list[Result]:
+    """The results, if their settings differ in nothing but `differ_in`; otherwise a `ResultError` that names it.
+
+    Asked before a mean or a comparison: runs on another text, of another length or with another warm-up measure
+    something else. Built in chapter 15.
+    """
+    results, differ_in = list(results), set(differ_in)
+    for result in results[1:]:
+        first, other = results[0].settings, result.settings
+        for name in sorted({*first, *other} - differ_in):
+            if first.get(name) != other.get(name):
+                raise ResultError(
+                    f"results of {result.experiment} with {name}={first.get(name)!r} and {name}={other.get(name)!r} "
+                    "are no runs of one kind: choose those of one, or keep them in folders of their own"
+                )
+    return results
+
+
+def folder_for(scale: str, folder: str | Path | None = None) -> Path:
+    """Where the results of a scale go: `folder` if given, else results/, and those of smoke a new temporary folder.
+
+    A smoke run shows that all works and measures nothing: it stays out of what was measured. Built in chapter 15.
+    """
+    if folder is not None:
+        return Path(folder)
+    return Path(tempfile.mkdtemp(prefix="moemla-smoke-")) if scale == "smoke" else Path("results")
 
 
 def run_cells(
@@ -148,9 +199,9 @@ def run_cells(
 
     `work(settings, scratch)` returns the measures. `scratch` is a folder of the cell's own, kept until its
     result is written, so that a cell which was cut may go on from what it left there. A cell is found by
-    its settings; to repeat one, delete its file. `report(index, total, result, was_there)` is called after
-    each cell. Provenance counts the `attempts`; its `seconds` are those of the attempt that finished.
-    Built in chapter 15.
+    its settings, which hold whatever decides its result; to repeat one, delete its file.
+    `report(index, total, result, was_there)` is called after each cell. Provenance counts the `attempts`;
+    its `seconds` are those of the attempt that finished. Built in chapter 15.
     """
     cells = [_plain(cell, "settings") for cell in cells]
     keys = [cell_key(cell) for cell in cells]
@@ -158,7 +209,7 @@ def run_cells(
         if key in keys[:index]:
             raise ValueError(f"cells: {cells[index]} stands twice, at {keys.index(key)} and {index}; each cell once")
     folder = Path(folder)
-    done = {cell_key(result.settings): result for result in load(folder, experiment)}
+    done = {cell_key(result.settings): result for result in load(folder, experiment, missing_ok=True)}
     results = []
     for index, (key, cell) in enumerate(zip(keys, cells, strict=True)):
         if was_there := key in done:
@@ -185,7 +236,7 @@ def _run_cell(experiment: str, key: str, cell: dict[str, Any], work: Callable, f
     begin = time.perf_counter()
     measures = dict(work(dict(cell), scratch))
     origin = provenance(time.perf_counter() - begin) | {"attempts": attempts}
-    values = "-".join(str(v) for v in cell.values() if isinstance(v, str | int | float))
+    values = "-".join(str(v) for k, v in cell.items() if isinstance(v, str | int | float) and k not in IDENTITY)
     label = re.sub(r"[^A-Za-z0-9.]+", "-", values)[:80].strip("-.")
     result = Result(experiment, f"{label}-{key}".lstrip("-"), cell, measures, origin)
     write(result, folder)

@@ -5,9 +5,11 @@ sentences of a story are shuffled, how often it gets names, pronouns and objects
 earlier, and how often an eight-word sequence comes back.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from moemla.checkpoint import load
 from moemla.config import ModelConfig
 from moemla.data import DEFAULT_STORIES, VALID_STORIES, TokenShard, prepare, read_stories
 from moemla.evaluation import agreement_accuracy, bits_per_byte, evaluate, shuffle_sentences
-from moemla.experiments.results import Result, run_cells
+from moemla.experiments.results import WORK, Result, cell_key, folder_for, run_cells
 from moemla.files import read_json
 from moemla.generation import generate
 from moemla.ngrams import NGram
@@ -26,59 +28,92 @@ from moemla.tokenizer import Tokenizer
 from moemla.training import TrainConfig, read_metrics, train
 
 EXPERIMENT = "ten-minutes"
-SCALES = {"smoke": dict(steps=20, stories=300), "cpu": dict(steps=TrainConfig.steps, stories=None)}
-SAMPLES = 20
+SCALES = {
+    "smoke": dict(steps=20, stories=300, warmup=2, batch_size=4, seq_len=64, scored=8),
+    "cpu": dict(steps=TrainConfig.steps, stories=None, warmup=TrainConfig.warmup),
+}
+SAMPLES, SAMPLE_TOKENS = 20, 400
+VOCAB_SIZE = 4096
 PROMPT = "Once upon a time"
 
 
 def run(
     scale: str = "cpu",
-    folder: str | Path = "results",
+    folder: str | Path | None = None,
     train_text: str | Path | None = None,
     valid_text: str | Path | None = None,
     on_progress=None,
 ) -> list[Result]:
     """Trains `tiny` moe-mla-rope with the defaults and measures it; a result in `folder`. Built in chapter 5.
 
-    On the built-in stories, or on two text files. Cut and called again it goes on from its last checkpoint. ValueError
-    for a scale other than smoke and cpu.
+    On the built-in stories, or on two text files; each text has a result of its own. `folder` is results/ unless given,
+    of smoke a new temporary one. Cut and called again it goes on from its last checkpoint. ValueError for a scale other
+    than smoke and cpu.
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: this experiment has {' and '.join(SCALES)}")
-    size = SCALES[scale]
-    cell = dict(data="files" if train_text else "builtin", size="tiny", variant="moe-mla-rope", vocab_size=4096, **size)
+    size, folder = SCALES[scale], folder_for(scale, folder)
+    data, facts = prepared(folder, size["stories"], train_text, valid_text)
+    cell = dict(data=facts["settings"]["source"], size="tiny", variant="moe-mla-rope", vocab_size=VOCAB_SIZE, **size)
+    cell |= dict(data_hash=facts["hash"], min_lr=TrainConfig.min_lr)
 
     def work(settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
-        data, out = scratch / "data", scratch / "run"
-        source = dict(source=settings["data"], train=train_text, valid=valid_text)
-        facts = prepare(data, stories=settings["stories"], vocab_size=settings["vocab_size"], **source)
+        out = scratch / "run"
         vocab_size = facts["tokenizer"]["vocab_size"]
         config = ModelConfig.preset(settings["size"], settings["variant"], vocab_size=vocab_size, max_seq_len=512)
-        how = TrainConfig(steps=settings["steps"])
+        set_here = ("steps", "min_lr", "warmup", "batch_size", "seq_len")
+        how = TrainConfig(**{name: settings[name] for name in set_here if name in settings})
         train(config, how, data, out, resume=True, on_progress=on_progress)
-        return measure(out, data) | {"data_hash": facts["hash"], "training": asdict(how)}
+        return measure(out, data, settings.get("scored")) | {"data_hash": facts["hash"], "training": asdict(how)}
 
     return run_cells(EXPERIMENT, [cell], work, folder)
 
 
-def measure(run: str | Path, data: str | Path) -> dict[str, Any]:
-    """All figures of a finished run on prepared data, and twenty stories that it writes. Built in chapter 5."""
+def prepared(
+    folder: Path, stories: int | None, train_text: str | Path | None = None, valid_text: str | Path | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """An experiment's text as tokens: (the work folder that it has to itself, what `prepare` says of it).
+
+    Another text has another folder, so that runs on both may go side by side. Built in chapter 15.
+    """
+    settings: dict[str, Any] = dict(source="files" if train_text else "builtin", stories=stories, vocab_size=VOCAB_SIZE)
+    texts = dict(train=train_text, valid=valid_text)
+    key = cell_key(settings | {split: _digest(path) for split, path in texts.items() if path})
+    shards = folder / WORK / f"data-{settings['source']}-{key}"
+    return shards, prepare(shards, **settings, **texts)
+
+
+def _digest(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def measure(run: str | Path, data: str | Path, scored: int | None = None) -> dict[str, Any]:
+    """All figures of a finished run on prepared data, and twenty stories that it writes. Built in chapter 5.
+
+    `scored` stories stand for all, and a few words for a story, where only the road is tried.
+    """
     run, data = Path(run), Path(data)
     model, tokenizer = load(run)
     last = read_metrics(run)[-1]
     settings = read_json(run / "train.json")
     context = settings["train"]["seq_len"]
-    texts = list(read_stories(data / "valid.txt"))
-    scored = evaluate(model, tokenizer, texts, context)
+    facts = read_json(data / "data.json")
+    texts = list(islice(read_stories(data / "valid.txt"), scored))
+    scores = evaluate(model, tokenizer, texts, context)
     found: dict[str, Any] = {"seconds": last.seconds, "tokens_seen": last.tokens, "final_loss": last.loss}
-    found |= scored.to_dict() | {"counted_bits_per_byte": counted(data, scored.bytes)}
-    if read_json(data / "data.json")["settings"]["source"] == "builtin":
+    found |= scores.to_dict()
+    found["counted_bits_per_byte"] = counted(data, facts["splits"]["valid"]["bytes"])
+    if facts["settings"]["source"] == "builtin":
         shuffled = [shuffle_sentences(text, seed) for seed, text in enumerate(texts)]
         found["shuffled_bits_per_byte"] = evaluate(model, tokenizer, shuffled, context).bits_per_byte
-        marked = list(stories(VALID_STORIES, start=settings["splits"]["train"]["stories"]))[:200]
+        start = settings["splits"]["train"]["stories"]
+        marked = list(islice(stories(VALID_STORIES, start=start), scored or 200))
         found["agreement_accuracy"] = agreement_accuracy(model, tokenizer, marked, context)
-        found["most_common_8_words"] = most_common_sequence(story.text for story in stories(DEFAULT_STORIES // 2))
-    told = tell(model, tokenizer)
+        found["most_common_8_words"] = most_common_sequence(
+            story.text for story in stories(scored or DEFAULT_STORIES // 2)
+        )
+    told = tell(model, tokenizer) if scored is None else tell(model, tokenizer, 2, SAMPLE_TOKENS // 10)
     found["samples_repeating_8_words"] = sum(repeats(text) for text in told)
     found["samples"] = told
     return found
@@ -117,8 +152,8 @@ def _sequences(text: str, words: int) -> list[tuple[str, ...]]:
     return list(zip(*(pieces[start:] for start in range(words)), strict=False))
 
 
-def tell(model, tokenizer: Tokenizer, count: int = SAMPLES) -> list[str]:
+def tell(model, tokenizer: Tokenizer, count: int = SAMPLES, tokens: int = SAMPLE_TOKENS) -> list[str]:
     """`count` stories from the same prompt, with the seeds 0, 1, 2, ... Built in chapter 5."""
     prompt = torch.tensor([tokenizer.eot, *tokenizer.encode(PROMPT)])
-    told = generate(model, [prompt] * count, max_new_tokens=400, stop=tokenizer.eot)
+    told = generate(model, [prompt] * count, max_new_tokens=tokens, stop=tokenizer.eot)
     return [tokenizer.decode(story.tolist()) for story in told]

@@ -6,7 +6,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from tools.execute import main
-from tools.freshness import Library, dump, fingerprint, is_fresh, modules_of
+from tools.freshness import ROOT, Library, dump, files_of, fingerprint, is_fresh, modules_of
 
 FILES = {
     "__init__.py": "from .upper import Upper\nfrom . import lower\n",
@@ -16,6 +16,11 @@ FILES = {
     "cli.py": "from .aside import ASIDE\n\ndef main():\n    return ASIDE\n",
     "deep/__init__.py": "from .inner import thing\n",
     "deep/inner.py": "from ..lower import low\n\ndef thing():\n    return low(2)\n",
+    "experiments/__init__.py": "",
+    "experiments/results.py": "def load(folder):\n    return []\n",
+    "experiments/claims.py": "from . import results\n\ndef evaluate():\n    return results.load('')\n",
+    "experiments/claims.yml": "- {id: A1, result: {experiment: table2}}\n",
+    "experiments/sweep.py": "from .results import load\n\ndef table():\n    return load('')\n",
 }
 
 
@@ -69,6 +74,59 @@ def test_a_change_of_the_library(package, file, old, new, stale):
     assert old in text
     (package / file).write_text(text.replace(old, new))
     assert (fingerprint(page, package) != before) == stale
+
+
+RESULTS = "from moemla.experiments import results\nresults.load('../results', 'sweep')"
+LEDGER = "from moemla.experiments import claims\nclaims.evaluate()"
+OTHER = "import moemla.aside\nprint('sweep table2')"
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "stale"),
+    [
+        (RESULTS, "results/sweep.one.json", True),
+        (RESULTS, "results/table2.one.json", False),
+        (RESULTS, "moemla/experiments/claims.yml", False),
+        (RESULTS.replace(", 'sweep'", ""), "results/table2.one.json", True),  # it names none: it reads all
+        (LEDGER, "results/table2.one.json", True),  # the ledger names it
+        (LEDGER, "results/sweep.one.json", False),
+        (LEDGER + "\n" + RESULTS, "results/sweep.one.json", True),
+        (LEDGER, "moemla/experiments/claims.yml", True),
+        (OTHER, "results/sweep.one.json", False),
+        (OTHER, "moemla/experiments/claims.yml", False),
+    ],
+)
+def test_a_byte_of_a_result_or_of_the_ledger(package, source, file, stale):
+    folder = package.parent / "results"
+    folder.mkdir()
+    for name in ("sweep", "table2"):
+        (folder / f"{name}.one.json").write_text('{"loss": 1.25}')
+    page = notebook(source)
+    before = fingerprint(page, package)
+    path = package.parent / file
+    path.write_text(path.read_text().replace("1", "2", 1))
+    assert (fingerprint(page, package) != before) == stale
+
+
+def test_a_result_that_is_new(package):
+    folder = package.parent / "results"
+    folder.mkdir()
+    page = notebook(RESULTS)
+    before = fingerprint(page, package)
+    (folder / "sweep.one.json").write_text("{}")
+    assert fingerprint(page, package) != before
+
+
+def test_the_books_own_notebooks_read_what_they_show():
+    """Chapter 5 the ledger and its experiment, chapters 1 and 2 the ten minutes, chapters 3 and 4 nothing measured."""
+    import nbformat
+
+    read = {}
+    for path in sorted((ROOT / "book").glob("0[1-5]-*.ipynb")):
+        files = files_of(nbformat.read(path, as_version=4), Library())
+        read[path.name[:2]] = {file.name.partition(".")[0] for file in files}
+    assert read["01"] == read["02"] == {"ten-minutes"} and read["03"] == read["04"] == set()
+    assert {"claims", "chapter05"} <= read["05"]
 
 
 def test_a_change_of_a_cell_or_its_tags():

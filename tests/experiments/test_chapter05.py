@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
 from moemla.cli import main
 from moemla.errors import MoemlaError
 from moemla.evaluation import mean_interval
-from moemla.experiments import chapter05
+from moemla.experiments import chapter05, ten_minutes
 from moemla.experiments.chapter05 import ROTARY, SCALES, VARIANTS, best_rates, rates_tried, run, seeds_of
 from moemla.experiments.results import Result, load
 from tests.runs import write_texts
@@ -52,6 +54,65 @@ def test_seeds_come_in_order_at_the_best_rate_without_the_one_that_chose_it():
     assert seeds_of(runs, "files") == {}
 
 
+def same(nats, seed=0, lr=1e-2, **settings):
+    run = made("mha", lr, nats, seed, data="files")
+    return replace(run, settings=run.settings | dict(data_hash="aa", min_lr=lr / 30, warmup=60, steps=600) | settings)
+
+
+@pytest.mark.parametrize(
+    "other, said",
+    [
+        (same(9.0, 1, data_hash="bb"), "data_hash='aa' and data_hash='bb'"),
+        (same(9.0, 1, warmup=6), "warmup=60 and warmup=6"),
+        (same(9.0, 1, steps=12), "steps=600 and steps=12"),  # a smoke run in the same folder
+        (same(9.0, 1, min_lr=0.0), "min_lr"),
+    ],
+)
+def test_runs_of_another_kind_are_never_averaged(other, said):
+    runs = [same(2.0), same(2.1, lr=2e-2), same(2.2, seed=1)]
+    assert [run.measures["nats_per_token"] for run in seeds_of(runs, "files")["mha"]] == [2.2]
+    for function in (seeds_of, rates_tried, best_rates):
+        with pytest.raises(MoemlaError, match=said):
+            function([*runs, other], "files")
+
+
+def test_a_text_is_named_by_its_hash():
+    runs = [same(2.0), same(2.2, seed=1), same(8.0, data_hash="bb"), same(9.0, seed=1, data_hash="bb")]
+    for name, nats in (("aa", 2.2), ("bb", 9.0)):
+        assert [run.measures["nats_per_token"] for run in seeds_of(runs, name)["mha"]] == [nats]
+
+
+@pytest.mark.parametrize("data, cells", [("builtin", 1 + 4 * (4 + 4 + 8)), ("files", 1 + 2 * (4 + 4))])
+def test_the_committed_results_are_found_again(tmp_path, monkeypatch, data, cells):
+    """They were made before data hash, floor and warm-up stood in a cell: nothing is trained a second time."""
+    (one,) = {run.settings["data_hash"] for run in load(ROOT / "results") if run.settings.get("data") == data}
+    facts = dict(hash=one, settings=dict(source=data))
+
+    def find(cells, work, folder, pool, note):
+        for result in chapter05.run_cells(chapter05.EXPERIMENT, cells, lambda settings, scratch: 1 / 0, folder):
+            note(result)
+
+    monkeypatch.setattr(chapter05, "prepared", lambda *arguments: (None, facts))
+    monkeypatch.setattr(chapter05, "ProcessPoolExecutor", lambda *arguments: nullcontext())
+    monkeypatch.setattr(chapter05, "_all", find)
+    monkeypatch.setattr(ten_minutes, "prepared", lambda *arguments: (None, facts))
+    for path in (ROOT / "results").glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    texts = ("a", "b") if data == "files" else ()
+    assert len(run("cpu", tmp_path, *texts, seeds=4 if texts else None)) == cells
+    monkeypatch.setattr(ten_minutes, "train", lambda *arguments, **options: 1 / 0)
+    (found,) = ten_minutes.run("cpu", tmp_path, *texts)
+    assert found.measures["data_hash"] == one
+    assert len(list(tmp_path.glob("*.json"))) == len(list((ROOT / "results").glob("*.json")))
+
+
+@pytest.mark.slow
+def test_the_built_in_text_is_the_one_that_was_measured(tmp_path):
+    """Otherwise every result of it would be measured anew."""
+    measured = {run.settings["data_hash"] for run in load(ROOT / "results") if run.settings.get("data") == "builtin"}
+    assert measured == {ten_minutes.prepared(tmp_path, None)[1]["hash"]}
+
+
 def test_a_scale_that_is_not_there():
     with pytest.raises(ValueError, match="smoke and cpu"):
         run("gpu")
@@ -91,7 +152,7 @@ def test_who_kills_the_experiment_kills_its_runs(tmp_path):
     code = "import sys; from moemla.experiments.chapter05 import run; run('smoke', sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, start_new_session=True) as running:
-        wait_until(lambda: len(load(tmp_path, chapter05.EXPERIMENT)) > 1)
+        wait_until(lambda: len(load(tmp_path, chapter05.EXPERIMENT, missing_ok=True)) > 1)
         running.kill()
     wait_until(lambda: not processes_of(running.pid))
 

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 
 from moemla.experiments import results
-from moemla.experiments.results import Result, ResultError, cell_key, load, read, run_cells, validate, write
+from moemla.experiments.results import (
+    Result,
+    ResultError,
+    cell_key,
+    comparable,
+    folder_for,
+    load,
+    read,
+    run_cells,
+    validate,
+    write,
+)
 
 ORIGIN = {
     "moemla": "0",
@@ -48,7 +59,7 @@ def test_experiments_with_a_common_beginning_are_told_apart(tmp_path):
     write(result(experiment="table2-long"), tmp_path)
     assert [r.experiment for r in load(tmp_path)] == ["table2-long", "table2"]
     assert [r.experiment for r in load(tmp_path, "table2")] == ["table2"]
-    assert load(tmp_path / "absent") == []
+    assert load(tmp_path, "table3", missing_ok=True) == load(tmp_path / "absent", missing_ok=True) == []
 
 
 @pytest.mark.parametrize(
@@ -244,7 +255,7 @@ def test_sigkill_leaves_whole_files_and_the_rest_is_finished(tmp_path):
         for name, content in kept.items():
             assert (tmp_path / name).read_bytes() == content  # a finished cell is never touched again
         kept |= {p.name: p.read_bytes() for p in tmp_path.glob("*.json")}
-        load(tmp_path)
+        load(tmp_path, missing_ok=True)
         if child.returncode == 0:
             break
     done = load(tmp_path)
@@ -252,3 +263,76 @@ def test_sigkill_leaves_whole_files_and_the_rest_is_finished(tmp_path):
     assert all(r.measures["steps"] == 6 for r in done)
     assert sum(r.provenance["attempts"] for r in done) >= 6  # three kills, each in the middle of a cell
     assert json.loads(next(iter(kept.values())))["schema"] == 1
+
+
+def test_where_there_is_nothing_one_line_says_where_it_is_expected(tmp_path):
+    """A reader who runs a chapter in another folder is told of results/, not to measure for hours."""
+    for folder, experiment, said in (
+        (tmp_path / "results", None, "holds no results:"),
+        (tmp_path, "a", "results of a:"),
+    ):
+        with pytest.raises(ResultError, match=said) as error:
+            load(folder, experiment)
+        assert str(folder) in str(error.value) and "results/" in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- what decides a result is a part of its cell
+
+
+def test_older_files_are_completed_from_their_measures(tmp_path):
+    training = {"min_lr": 0.25, "warmup": 5, "steps": 7}
+    older = result(measures={"data_hash": "aa", "training": training, "loss": 1.0})
+    (given,) = [read(write(older, tmp_path))]
+    assert given.settings == {"seed": 0, "data_hash": "aa", "min_lr": 0.25, "warmup": 5}
+    newer = result(name="M-1", settings=given.settings | {"warmup": 6}, measures=older.measures)
+    assert read(write(newer, tmp_path)).settings["warmup"] == 6  # what a cell says itself stays
+
+
+@pytest.mark.parametrize("name", results.IDENTITY)
+def test_a_cell_is_found_by_all_that_decides_its_result(tmp_path, name):
+    """An older file, whose settings are completed, is found again; another text, floor or warm-up is another cell."""
+    full = {"seed": 0, "data_hash": "aa", "min_lr": 0.25, "warmup": 5}
+    measures = {"data_hash": "aa", "training": {"min_lr": 0.25, "warmup": 5}, "value": 1}
+    write(result(experiment="demo", measures=measures), tmp_path)
+    ran = []
+
+    def work(settings, scratch):
+        ran.append(settings)
+        return {"value": 2}
+
+    assert run_cells("demo", [full], work, tmp_path)[0].measures["value"] == 1 and not ran
+    other = full | {name: "bb" if name == "data_hash" else 9}
+    assert [found.measures["value"] for found in run_cells("demo", [full, other], work, tmp_path)] == [1, 2]
+    assert ran == [other] and len(load(tmp_path)) == 2
+
+
+def test_every_committed_result_has_its_identity():
+    """Of the runs of chapters 1, 2 and 5; a bench has no data, and what was counted no rate."""
+    found = [one for one in load(Path(__file__).parents[2] / "results") if one.experiment != "bench"]
+    for one in found:
+        wanted = {"data_hash"} if one.settings.get("part") == "counted" else set(results.IDENTITY)
+        assert wanted <= set(one.settings), one.name
+        assert one.settings["data_hash"] == one.measures["data_hash"]
+    keys = [(one.experiment, cell_key(one.settings)) for one in found]
+    assert len(set(keys)) == len(keys) > 80
+
+
+def test_what_differs_is_named():
+    runs = [result(settings={"seed": seed, "data_hash": "aa"}) for seed in range(3)]
+    assert comparable(runs) == runs and comparable([]) == []
+    other = result(settings={"seed": 3, "data_hash": "bb"})
+    with pytest.raises(ResultError, match="data_hash='aa' and data_hash='bb'"):
+        comparable([*runs, other])
+    assert len(comparable([*runs, other], differ_in={"seed", "data_hash"})) == 4
+    with pytest.raises(ResultError, match="seed=0 and seed=1"):
+        comparable(runs, differ_in=())
+
+
+def test_smoke_stays_out_of_the_measured_results(tmp_path):
+    assert folder_for("cpu") == Path("results")
+    first, second = folder_for("smoke"), folder_for("smoke")
+    try:
+        assert first != second and not list(first.iterdir()) and Path.cwd() not in first.parents
+    finally:
+        first.rmdir(), second.rmdir()
+    assert folder_for("smoke", tmp_path) == folder_for("cpu", str(tmp_path)) == tmp_path
