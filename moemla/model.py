@@ -211,7 +211,11 @@ class LanguageModel(nn.Module):
         return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **how)
 
     def routing(self) -> list[Routing]:
-        """For each mixture-of-experts layer, what its router decided in the last forward pass. Built in chapter 6."""
+        """For each mixture-of-experts layer, what its router decided in the last forward pass, and in that one alone.
+
+        To look at: indices, gates, probabilities, counts, without gradients. Losses need the passes themselves, which
+        `moemla.routing.record_routing` collects. Built in chapter 6.
+        """
         layers = [block.feedforward for block in self.blocks]
         return [
             layer.router.last
