@@ -198,7 +198,7 @@ def usable_device(name: torch.device | str) -> torch.device:
 
 
 def train_step(
-    model: LanguageModel, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
+    model: torch.nn.Module, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
 
@@ -223,7 +223,7 @@ def train_step(
         with record_routing(model) if switch or z else nullcontext([]) as routings, autocast():
             loss = model(tokens[part], targets[part])
         loss = loss / (sum(scored) / here) if here else loss * 0
-        total += loss.detach()
+        total = total + loss.detach()
         if switch and counts is None:
             counts = balancer.sum_over_ranks(_counts(routings))
         shares = size / len(tokens[part])
