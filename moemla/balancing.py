@@ -91,11 +91,13 @@ class Balancer:
 
     Call `step()` once after each optimizer step: it takes the counts of all training passes since the last call
     (micro-batches included), sums them over the ranks with one all-reduce where torch.distributed runs, and applies the
-    rule. `rate` None is the rule's own (`RATES`). ValueError for an unknown rule or a rate that is not positive; a
-    model without routers is balanced by doing nothing.
+    rule. `group` is the process group of the ranks that share the routers; None is the default one. Every rank of it
+    calls `step()` as often, so that all have the same bias. `rate` None is the rule's own (`RATES`). The model may be
+    wrapped (DDP, FSDP2, torch.compile). ValueError for an unknown rule or a rate that is not positive; a model without
+    routers is balanced by doing nothing.
     """
 
-    def __init__(self, model: nn.Module, rule: str = "sign", rate: float | None = None):
+    def __init__(self, model: nn.Module, rule: str = "sign", rate: float | None = None, group=None):
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         rate = RATES[rule] if rate is None else rate
@@ -104,11 +106,17 @@ class Balancer:
         if rule == "quantile" and rate > 1:
             raise ValueError(f"rate={rate!r}: the quantile rule goes a share of the way, at most 1")
         self.routers = [module for module in model.modules() if isinstance(module, Router)]
-        self.rule, self.rate = rule, rate
+        self.rule, self.rate, self.group = rule, rate, group
         self.counts: list[Tensor] | None = None  # (E,) of each router in the last step, for the log
         for router in self.routers:
             router.watch_margins(rule == "quantile")
             router.forget()  # what was counted before is not this balancer's
+
+    def sum_over_ranks(self, counts: Tensor) -> Tensor:
+        """`counts` summed over the process group, in place; as it is where torch.distributed does not run."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts, group=self.group)
+        return counts
 
     @torch.no_grad()
     def step(self) -> None:
@@ -118,10 +126,11 @@ class Balancer:
         seen = [router.margins if self.rule == "quantile" else router.load for router in self.routers]
         if any(tensor is None for tensor in seen):
             raise RuntimeError("another Balancer has taken these routers over: a model has one")
+        for router in self.routers:
+            if router.bias.element_size() < 4:
+                raise RuntimeError(f"router.bias is {router.bias.dtype}: steps vanish in it; keep it in float32")
         seen += [router.load for router in self.routers]
-        flat = torch.cat([tensor.flatten() for tensor in seen])  # for one all-reduce, whatever the number of layers
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(flat)
+        flat = self.sum_over_ranks(torch.cat([tensor.flatten() for tensor in seen]))  # at once, for all layers
         parts = [part.view_as(like) for part, like in zip(flat.split([t.numel() for t in seen]), seen, strict=True)]
         self.counts = parts[len(self.routers) :]
         for router, evidence, load in zip(self.routers, parts, self.counts):  # noqa: B905  (evidence comes first)
@@ -131,13 +140,21 @@ class Balancer:
             router.forget()
 
 
-def switch_loss(routing: Routing, sequences: int = 1) -> Float[Tensor, ""]:
+def switch_loss(routing: Routing, sequences: int = 1, counts: Int[Tensor, "e"] | None = None) -> Float[Tensor, ""]:
     """The auxiliary loss of arXiv 2101.03961, eq. 4: E sum_e f_e P_e, 1 when the load is uniform. Built in chapter 8.
 
     f_e is the share of the T k slots that expert e got (divided by k: else uniform routing gives k), P_e its mean
     probability; sigmoid scores are first divided by their sum. sequences: into how many equal rows the N tokens fall;
     the loss is then taken for each and averaged (DeepSeek-V3's sequence-wise loss). Padding counts for nothing.
+
+    counts (E,): what f is taken from where the routing is a part of a step (a micro-batch, a rank): the counts of the
+    whole step. The losses of the parts, weighed by their tokens, then add up to that of the whole, gradients too; with
+    f of its own each part would be balanced alone, which is another loss. Sequences are whole in every part, and need
+    none.
     """
+    _require_gradients(routing)
+    if counts is not None and sequences != 1:
+        raise ValueError(f"sequences={sequences}: each row has counts of its own; leave counts= out")
     n_experts, top_k = routing.probabilities.shape[1], routing.index.shape[1]
     tokens = len(routing.index)
     if not tokens:
@@ -151,7 +168,8 @@ def switch_loss(routing: Routing, sequences: int = 1) -> Float[Tensor, ""]:
     chance = routing.probabilities / whole * valid
     taken, chance, count = (rearrange(part, "(s t) e -> s t e", s=sequences).sum(1) for part in (taken, chance, valid))
     count = count.clamp(min=1)
-    each = n_experts * ((taken / (count * top_k)) * (chance / count)).sum(-1)
+    share = taken / (count * top_k) if counts is None else counts.to(chance.dtype) / counts.sum().clamp(min=1)
+    each = n_experts * (share * (chance / count)).sum(-1)
     seen = valid.view(sequences, -1).amax(1)  # a row of nothing but padding has no loss
     return (each * seen).sum() / seen.sum().clamp(min=1)
 
@@ -159,12 +177,23 @@ def switch_loss(routing: Routing, sequences: int = 1) -> Float[Tensor, ""]:
 def z_loss(routing: Routing) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the router's logits (arXiv 2202.08906, eq. 5), without padding. Built in chapter 8.
 
-    Keeps logits small, so that 16-bit neighbours do not round them apart.
+    Keeps logits small, so that 16-bit neighbours do not round them apart. A mean over tokens: parts of a step add up to
+    the whole when they are weighed by their tokens.
     """
+    _require_gradients(routing)
     each = routing.logits.logsumexp(-1).square()
     if routing.valid is None:
         return each.mean()
     return (each * routing.valid).sum() / routing.valid.sum().clamp(min=1)
+
+
+def _require_gradients(routing: Routing) -> None:
+    """A loss that looks right and trains nothing is refused; under no_grad it is only looked at."""
+    if routing.detached and torch.is_grad_enabled():
+        raise ValueError(
+            "routing: kept for looking at, without its gradient; make the pass inside "
+            "`with record_routing(model) as routings:` and take the loss of those"
+        )
 
 
 def coefficient_of_variation(counts: Tensor) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 from moemla.config import ModelConfig
 from moemla.errors import MoemlaError
 from moemla.files import read_json, write_json
-from moemla.model import LanguageModel
+from moemla.model import LanguageModel, unwrapped
 from moemla.tokenizer import Tokenizer
 
 
@@ -47,7 +47,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def save_checkpoint(run: str | os.PathLike, model: LanguageModel, optimizers, state: dict, keep: int = 2) -> Path:
+def save_checkpoint(run: str | os.PathLike, model: nn.Module, optimizers, state: dict, keep: int = 2) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
     Built in chapter 13.
 
@@ -55,6 +55,7 @@ def save_checkpoint(run: str | os.PathLike, model: LanguageModel, optimizers, st
     """
     from safetensors.torch import save_file
 
+    model = unwrapped(model)
     folder = Path(run) / "checkpoints"
     target = folder / f"step-{state['step']:08d}"
     part = folder / f".{target.name}.part"
@@ -86,14 +87,14 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
     return state | {"rng-cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def load_checkpoint(path: str | os.PathLike, model: LanguageModel, optimizers=()) -> dict:
+def load_checkpoint(path: str | os.PathLike, model: nn.Module, optimizers=()) -> dict:
     """Puts weights, optimizer and random state back; returns the saved `state`.
 
     MoemlaError if it does not fit. Built in chapter 13.
     """
     from safetensors.torch import load_file
 
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
     _load_weights(model, path)
     try:
         tensors = load_file(path / "optimizer.safetensors")

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from moemla.cache import Cache
-from moemla.model import LanguageModel
+from moemla.model import LanguageModel, unwrapped
 
 
 def filter_logits(
@@ -51,7 +51,7 @@ def _draw(logits, temperature, top_k, top_p, generators) -> Int[Tensor, "b"]:
 
 @torch.inference_mode()
 def generate(
-    model: LanguageModel,
+    model: nn.Module,
     tokens: Int[Tensor, "b t"] | Sequence[Int[Tensor, "_"]],
     max_new_tokens: int = 64,
     temperature: float = 0.8,
@@ -75,6 +75,9 @@ def generate(
     small models, after up to a minute at the first call. ValueError for an empty prompt, one with no room left, a token
     outside the vocabulary, or a cache that holds more than a prompt's beginning. Built in chapter 5.
     """
+    model = unwrapped(model)
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise ValueError("model: sharded by FSDP2; call model.save(folder) on every rank and moemla.load(folder) it")
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:

@@ -211,7 +211,11 @@ class LanguageModel(nn.Module):
         return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **how)
 
     def routing(self) -> list[Routing]:
-        """For each mixture-of-experts layer, what its router decided in the last forward pass. Built in chapter 6."""
+        """For each mixture-of-experts layer, what its router decided in the last forward pass, and in that one alone.
+
+        To look at: indices, gates, probabilities, counts, without gradients. Losses need the passes themselves, which
+        `moemla.routing.record_routing` collects. Built in chapter 6.
+        """
         layers = [block.feedforward for block in self.blocks]
         return [
             layer.router.last
@@ -220,12 +224,20 @@ class LanguageModel(nn.Module):
         ]
 
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
-        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5."""
+        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5.
+
+        Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2 every rank calls it, and the first one writes.
+        """
         from safetensors.torch import save
 
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        state = self.state_dict()
+        sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # FSDP2: all gather, one writes
+        state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
+        if sharded and torch.distributed.get_rank():
+            return
+        weights = {name: tensor.contiguous() for name, tensor in state.items()}
         if self.config.tie_embeddings:
             del weights["head.weight"]  # the same storage as embedding.weight
         with replacing(folder / "model.safetensors") as file:
@@ -233,3 +245,18 @@ class LanguageModel(nn.Module):
         write_json(folder / "config.json", self.config.to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
+
+
+def unwrapped(model: nn.Module) -> LanguageModel:
+    """The LanguageModel inside what DDP or torch.compile made of it; one that is not wrapped is returned as it is.
+
+    For the methods that a wrapper does not know: `save`, `routing`, `new_cache`. TypeError where there is none. Built
+    in chapter 13.
+    """
+    inner = model
+    while not isinstance(inner, LanguageModel):
+        inside = vars(inner).get("_modules", {}) if isinstance(inner, nn.Module) else {}
+        inner = inside.get("module", inside.get("_orig_mod"))
+        if inner is None:
+            raise TypeError(f"model: {type(model).__name__} holds no LanguageModel as its `module`; hand over that one")
+    return inner

@@ -15,7 +15,7 @@ class MixtureOfExperts(nn.Module):
     """(B, T, D) -> (B, T, D): routed plus shared experts. Built in chapters 6 and 7; the whole in chapter 9.
 
     `valid` (B, T) is False at padding, which takes no routed expert and is not counted. `n_shared` experts of width F
-    are one feed-forward of width n_shared F. No bias terms but the balancing bias. `router.last` holds the last
+    are one feed-forward of width n_shared F. No bias terms but the balancing bias. `router.last` shows the last
     routing.
     """
 

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moemla.moe import MixtureOfExperts
+from moemla.routing import Router
+
 # The quintic a x + b x^3 + c x^5, iterated five times, brings singular values from (0, 1] to about [0.7, 1.2] (Jordan
 # 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -72,15 +75,24 @@ class Muon(torch.optim.Optimizer):
 def parameter_groups(model: nn.Module, weight_decay: float) -> tuple[list[nn.Parameter], list[dict]]:
     """(matrices of the blocks, AdamW groups for the rest). Built in chapter 5.
 
-    The rest: token and position tables, head, routers (weight decay as given), norms and biases (no weight decay).
+    The rest: token and position tables, head, routers (weight decay as given), norms and biases (no weight decay). Of a
+    model that is not from here, the matrices are those of its `blocks` and of every MixtureOfExperts. It may be wrapped
+    (DDP, torch.compile, FSDP2). ValueError for FSDP1, which flattens matrices.
     """
     matrices, decayed, plain = [], [], []
+    routers, experts = (
+        {parameter for module in model.modules() if isinstance(module, kind) for parameter in module.parameters()}
+        for kind in (Router, MixtureOfExperts)
+    )
     for name, parameter in model.named_parameters():
+        path = name.split(".")  # wrappers put names of their own in front and between
+        if "_fsdp_wrapped_module" in path:
+            raise ValueError("model: FSDP1 flattens its matrices; wrap it by torch.distributed.fsdp.fully_shard")
         if not parameter.requires_grad:
             continue
         if parameter.dim() < 2:
             plain.append(parameter)
-        elif name.startswith("blocks.") and ".router." not in name:
+        elif ("blocks" in path or parameter in experts) and not ("router" in path or parameter in routers):
             matrices.append(parameter)
         else:
             decayed.append(parameter)
@@ -97,12 +109,14 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """["muon": Muon for the blocks' matrices and AdamW for the rest] or ["adamw": AdamW for all].
 
-    Built in chapter 5.
+    ValueError where the one asked for has nothing to train. Built in chapter 5.
     """
     matrices, rest = parameter_groups(model, weight_decay)
     if optimizer == "adamw":
         groups = [dict(params=matrices, weight_decay=weight_decay), *rest]
         return [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+    if optimizer == "muon" and not matrices:
+        raise ValueError("optimizer='muon': the model has no `blocks` and no MixtureOfExperts; choose 'adamw'")
     if optimizer == "muon":
         adam = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         return [Muon(matrices, lr=lr, weight_decay=weight_decay), adam]

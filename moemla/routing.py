@@ -5,7 +5,9 @@ paper uses the biased one for both (`bias_in_gate=True`); Wang et al. (arXiv 240
 it out of the gate.
 """
 
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +25,7 @@ class Routing:
 
     index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
     for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None; counted: the counts,
-    where they are known already.
+    where they are known already; detached: True for one that is for looking at, without gradients.
     """
 
     index: Int[Tensor, "n a"]
@@ -32,6 +34,7 @@ class Routing:
     logits: Float[Tensor, "n e"]
     valid: Bool[Tensor, "n"] | None = None
     counted: Int[Tensor, "e"] | None = None
+    detached: bool = False
 
     @property
     def counts(self) -> Int[Tensor, "e"]:
@@ -43,6 +46,11 @@ class Routing:
             one = one * self.valid[:, None]
         counts = torch.zeros(self.logits.shape[-1], dtype=torch.int64, device=self.index.device)
         return counts.scatter_add(0, self.index.flatten(), one.flatten())
+
+    def detach(self) -> "Routing":
+        """The same numbers without the pass that made them: for looking at. Built in chapter 6."""
+        gate, probabilities, logits = self.gate.detach(), self.probabilities.detach(), self.logits.detach()
+        return Routing(self.index, gate, probabilities, logits, self.valid, self.counted, detached=True)
 
 
 def route(
@@ -123,10 +131,13 @@ def _score(logits: Tensor, scores: str) -> Tensor:
 class Router(nn.Module):
     """W_g and the balancing bias b: (N, D) -> Routing. Built in chapter 6.
 
-    Both are float32 whatever the rest of the model is (float64 in a float64 model): near 4 a 16-bit float has steps of
-    0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer: no gradient, but part of every
-    checkpoint. `load` sums the counts of training passes until a balancer takes them, and `margins` the histograms,
-    where it asked for them.
+    Both are float32 whatever the rest of the model is (float64 in a float64 model), and so is all that is computed from
+    them: near 4 a 16-bit float has steps of 0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer:
+    no gradient, but part of every checkpoint.
+
+    `load` sums the counts of training passes until a balancer takes them, and `margins` the histograms, where it asked
+    for them. Each process has its own, and they are no buffers: DDP overwrites buffers by those of rank 0. `last` is
+    the routing of the last pass, detached; for losses see `record_routing`.
     """
 
     def __init__(
@@ -143,15 +154,17 @@ class Router(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
         self.top_k = top_k
         self.how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
         self.weight = nn.Parameter(torch.empty(n_experts, d_model, device=device, dtype=dtype))
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("bias", torch.zeros(n_experts, device=device, dtype=dtype))
-        self.register_buffer("load", torch.zeros(n_experts, device=device, dtype=torch.int64), persistent=False)
-        self.register_buffer("margins", None, persistent=False)
+        self.load = torch.zeros(n_experts, device=device, dtype=torch.int64)
+        self.margins: Tensor | None = None
         self.last: Routing | None = None
+        self.recorded: list[Routing] | None = None  # the list of a `record_routing` that is open
+        self.recorded_with_gradients = False
 
     def watch_margins(self, on: bool = True, bins: int = 1000) -> None:
         """Whether training passes also sum up `margin_histogram`. ValueError unless scores are sigmoid and the bias is
@@ -170,28 +183,90 @@ class Router(nn.Module):
         if self.margins is not None:
             self.margins.zero_()
 
+    def _follow(self, device: torch.device) -> None:
+        """Brings the sums to the router's device. Nothing was counted on the meta device."""
+        for name in ("load", "margins"):
+            held = getattr(self, name)
+            if held is not None and held.device != device:
+                setattr(self, name, torch.zeros_like(held, device=device) if held.is_meta else held.to(device))
+
     def _apply(self, fn, recurse=True):
-        nothing_counted = self.load.is_meta
         super()._apply(at_least_float32(fn), recurse)
-        if nothing_counted and not self.load.is_meta:  # `to_empty` leaves whatever lay there
-            self.forget()
+        self._follow(self.bias.device)
         return self
 
-    def __getstate__(self):  # a copy or a pickle of the model leaves the last pass, and its graph, behind
-        return self.__dict__ | {"last": None}
+    def _load_from_state_dict(self, state_dict, prefix, *how):
+        for name in (
+            f"{prefix}weight",
+            f"{prefix}bias",
+        ):  # with assign=True a narrow one would take the wide one's place
+            held = state_dict.get(name)
+            if isinstance(held, Tensor) and held.is_floating_point() and held.element_size() < 4:
+                state_dict[name] = held.float()
+        super()._load_from_state_dict(state_dict, prefix, *how)
+
+    def __getstate__(self):  # a copy or a pickle of the model leaves its passes, and their graphs, behind
+        return self.__dict__ | {"last": None, "recorded": None}
 
     def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
         flat = rearrange(x, "... d -> (...) d")
+        valid = None if valid is None else valid.flatten()
+        # Wide even where someone has narrowed the weight behind the module's back, as FSDP's mixed precision does.
+        wide = torch.promote_types(torch.promote_types(self.weight.dtype, self.bias.dtype), torch.float32)
+        if self.weight.dtype.itemsize < 4 and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"router.weight comes as {self.weight.dtype}: its products are {wide}, but the weight is rounded. "
+                "With FSDP2 call fully_shard on each Router first, without a param_dtype",
+                stacklevel=2,
+            )
         kind = "cpu" if x.is_meta else x.device.type  # there is no autocast for meta tensors
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            logits = flat.to(self.weight.dtype) @ self.weight.T
-        valid = None if valid is None else valid.flatten()
-        self.last = route(logits, self.bias, self.top_k, valid=valid, **self.how)
-        # A pass that activation checkpointing repeats inside backward has been counted already.
-        repeated = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        if self.training and not repeated:
-            self.load += self.last.counts
-            if self.margins is not None:
-                scores, bins = self.last.probabilities.detach(), self.margins.shape[1]
-                self.margins += margin_histogram(scores, self.bias, self.top_k, bins, valid)
-        return self.last
+            logits = flat.to(wide) @ self.weight.to(wide).T
+            routing = route(logits, self.bias.to(wide), self.top_k, valid=valid, **self.how)
+        # A pass that activation checkpointing repeats inside backward has been counted and shown already.
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            self.last = routing.detach()
+            self._record(routing)
+            if self.training and not logits.is_meta:
+                self._count(self.last)
+        return routing
+
+    def _count(self, routing: Routing) -> None:
+        if self.load.device != routing.index.device:  # moved by FSDP, which does not ask the module
+            self._follow(routing.index.device)
+        self.load += routing.counts
+        if self.margins is not None:
+            bins = self.margins.shape[1]
+            self.margins += margin_histogram(routing.probabilities, self.bias, self.top_k, bins, routing.valid)
+
+    def _record(self, routing: Routing) -> None:
+        if self.recorded is None:
+            return
+        if self.recorded_with_gradients and not torch.is_grad_enabled():
+            raise RuntimeError(
+                "record_routing: a layer ran without gradients, so its auxiliary loss would have none; "
+                "under activation checkpointing pass use_reentrant=False"
+            )
+        self.recorded.append(routing)
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
+    """Collects the Routing of every pass of every router inside the block, with gradients: for auxiliary losses.
+
+    In the order they ran; a pass that activation checkpointing repeats is there once. The graphs live as long as the
+    list. A compiled model wants a block for each pass, or it is compiled again. RuntimeError for a block within a
+    block, and where a layer runs without gradients though the block began with them (reentrant checkpointing): a loss
+    on it would train nothing. Built in chapter 8.
+    """
+    routings: list[Routing] = []
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    if any(router.recorded is not None for router in routers):
+        raise RuntimeError("record_routing: a block around this one records these routers already; take its list")
+    for router in routers:
+        router.recorded, router.recorded_with_gradients = routings, torch.is_grad_enabled()
+    try:
+        yield routings
+    finally:
+        for router in routers:
+            router.recorded = None

@@ -9,8 +9,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,6 +29,7 @@ from moemla.files import read_json, replacing, why, write_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
+from moemla.routing import Routing, record_routing
 from moemla.tokenizer import Tokenizer
 
 
@@ -195,25 +198,40 @@ def usable_device(name: torch.device | str) -> torch.device:
 
 
 def train_step(
-    model: LanguageModel, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
+    model: torch.nn.Module, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
 
-    Built in chapter 5.
+    Micro-batches change the memory and nothing else: every loss is that of the whole batch, whatever its parts hold.
+    The Switch loss needs the counts of the whole step first, so with micro-batches it costs a pass without gradient
+    more. The model may be wrapped (DDP, torch.compile); ranks are weighed alike. Built in chapter 5.
     """
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
+    parts, size = train_config.micro_batches, len(batch[0])
+    edges = [part * size // parts for part in range(parts + 1)]
+    rows = [slice(a, b) for a, b in pairwise(edges) if a < b]
+    scored = [int((batch[1][part] >= 0).sum()) for part in rows]
     tokens, targets = (part.to(device, non_blocking=True) for part in batch)
     total = torch.zeros((), device=device)
-    parts = train_config.micro_batches
-    for part in range(parts):
-        rows = slice(part * len(tokens) // parts, (part + 1) * len(tokens) // parts)
-        with torch.autocast(device.type, torch.bfloat16, enabled=train_config.precision == "bf16"):
-            loss = model(tokens[rows], targets[rows]) / parts
-        total += loss.detach()
-        if train_config.switch_loss or train_config.z_loss:
-            for routing in model.routing():
-                loss = loss + train_config.switch_loss / parts * switch_loss(routing)
-                loss = loss + train_config.z_loss / parts * z_loss(routing)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train_config.precision == "bf16")
+    switch, z = (train_config.switch_loss, train_config.z_loss) if balancer.routers else (0.0, 0.0)
+    counts = None  # (L, E), of the whole step
+    if switch and len(rows) > 1:
+        with autocast():
+            counts = _counts_of_step(model, balancer, [(tokens[part], targets[part]) for part in rows])
+    for part, here in zip(rows, scored, strict=True):
+        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast():
+            loss = model(tokens[part], targets[part])
+        loss = loss / (sum(scored) / here) if here else loss * 0
+        total = total + loss.detach()
+        if switch and counts is None:
+            counts = balancer.sum_over_ranks(_counts(routings))
+        shares = size / len(tokens[part])
+        for layer, routing in enumerate(routings):
+            if switch:
+                loss = loss + switch / shares * switch_loss(routing, counts=counts[layer])
+            if z:
+                loss = loss + z / shares * z_loss(routing)
         loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.clip)
     for optimizer in optimizers:
@@ -223,6 +241,33 @@ def train_step(
         optimizer.zero_grad()
     balancer.step()
     return total, norm
+
+
+@torch.no_grad()
+def _counts_of_step(model: torch.nn.Module, balancer: Balancer, parts: list) -> torch.Tensor:
+    """(L, E): the tokens that each expert will get in the whole step, on all ranks.
+
+    The passes leave no trace: routers in eval mode count nothing, and dropout draws the same numbers again.
+    """
+    modes = [router.training for router in balancer.routers]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    counts = []
+    try:
+        for router in balancer.routers:
+            router.eval()
+        with torch.random.fork_rng(devices):
+            for tokens, targets in parts:
+                with record_routing(model) as routings:
+                    model(tokens, targets)
+                counts.append(_counts(routings))
+    finally:
+        for router, mode in zip(balancer.routers, modes, strict=True):
+            router.train(mode)
+    return balancer.sum_over_ranks(torch.stack(counts).sum(0))
+
+
+def _counts(routings: list[Routing]) -> torch.Tensor:
+    return torch.stack([routing.counts for routing in routings])
 
 
 def _settle(out: Path, config: ModelConfig, train_config: TrainConfig, tokenizer: Tokenizer, facts: dict) -> None:

@@ -439,3 +439,36 @@ def test_noise_floor_of_the_papers_windows():
 def test_every_rule_is_listed():
     assert set(RULES) == set(RATES) == {"sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"}
     assert all(rule in vars(balancing).values() for rule in RULES.values())
+
+
+def test_parts_weighed_by_their_tokens_add_up_to_the_whole():
+    """The Switch loss with the counts of the whole, the z-loss, and sequences, which are whole in every part."""
+    logits = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        logits[:3, 0] += 4  # each part prefers another expert
+        logits[3:9, 1] += 4
+    bias = torch.zeros(5, dtype=torch.float64)
+    valid = torch.tensor([True] * 7 + [False] * 4 + [True])
+    for padding in (None, valid):
+
+        def parts(padding=padding):
+            for rows in (slice(0, 3), slice(3, 9), slice(9, 12)):
+                mask = None if padding is None else padding[rows]
+                yield route(logits[rows], bias, 2, valid=mask), rows.stop - rows.start if mask is None else mask.sum()
+
+        whole = route(logits, bias, 2, valid=padding)
+        tokens = 12 if padding is None else valid.sum()
+        for loss, of_part in (
+            (switch_loss(whole), lambda part, counts=whole.counts: switch_loss(part, counts=counts)),
+            (z_loss(whole), z_loss),
+        ):
+            summed = sum(of_part(part) * n / tokens for part, n in parts())
+            close(summed, loss, 1e-12)
+            (a,), (b,) = (torch.autograd.grad(value, logits, retain_graph=True) for value in (summed, loss))
+            close(a, b, 1e-12)
+        alone = sum(switch_loss(part) * n / tokens for part, n in parts())
+        assert (alone - switch_loss(whole)).abs() > 0.05
+    rows = [switch_loss(route(logits[r : r + 6], bias, 2), sequences=2) for r in (0, 6)]
+    close(sum(rows) / 2, switch_loss(route(logits, bias, 2), sequences=4), 1e-12)
+    with pytest.raises(ValueError, match="sequences=2: each row has counts of its own"):
+        switch_loss(route(logits, bias, 2), sequences=2, counts=torch.ones(5).long())

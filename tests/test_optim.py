@@ -6,10 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from moemla.checkpoint import load, load_checkpoint, save_checkpoint
 from moemla.config import ModelConfig
-from moemla.model import LanguageModel
+from moemla.generation import generate
+from moemla.model import LanguageModel, unwrapped
+from moemla.moe import MixtureOfExperts
 from moemla.optim import Muon, learning_rate, make_optimizers, orthogonalise, parameter_groups
+from moemla.routing import Router
 
 MICRO = dict(
     vocab_size=300, d_model=16, n_layers=2, n_heads=2, n_experts=4, n_shared=1, top_k=2, d_expert=8, max_seq_len=32
@@ -170,3 +175,85 @@ def test_the_course_of_the_learning_rate():
 def test_the_rate_is_defined_at_the_edges(warmup, steps):
     rates = [learning_rate(step, lr=1.0, min_lr=0.0, warmup=warmup, steps=steps) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)
+
+
+# --- wrapped models -------------------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """As DDP and torch.compile do: the model under a name of the wrapper's."""
+
+    def __init__(self, name, model):
+        super().__init__()
+        self.add_module(name, model)
+
+
+def wrappings(model):
+    yield Wrapped("module", model)
+    yield torch.compile(model)
+    yield Wrapped("module", torch.compile(model))
+    yield nn.Sequential(nn.Identity(), model)  # inside something larger
+
+
+def placed_by(optimizers):
+    return [
+        (type(one), group["weight_decay"], list(map(id, group["params"])))
+        for one in optimizers
+        for group in one.param_groups
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_wrapping_a_model_changes_no_group(optimizer):
+    model = LanguageModel(ModelConfig(**MICRO))
+    wanted = placed_by(make_optimizers(model, optimizer))
+    for wrapped in wrappings(model):
+        assert placed_by(make_optimizers(wrapped, optimizer)) == wanted
+    for number, block in enumerate(model.blocks):
+        model.blocks[number] = checkpoint_wrapper(block)
+    assert placed_by(make_optimizers(model, optimizer)) == wanted
+
+
+def test_of_a_foreign_model_muon_takes_the_experts_and_never_a_router():
+    moe = MixtureOfExperts(d_model=8, n_experts=4, top_k=2, d_expert=4, n_shared=1)
+    model = nn.ModuleDict(dict(embed=nn.Embedding(9, 8), layer=nn.ModuleDict(dict(mlp=moe)), lm_head=nn.Linear(8, 9)))
+    model["gate"] = nn.ModuleDict(dict(blocks=Router(d_model=8, n_experts=4, top_k=2)))
+    matrices, rest = parameter_groups(model, 0.1)
+    experts = [moe.experts.w_in, moe.experts.w_out, moe.shared.up.weight, moe.shared.down.weight]
+    assert set(map(id, matrices)) == set(map(id, experts))
+    others = {model["embed"].weight, model["lm_head"].weight, moe.router.weight, model["gate"]["blocks"].weight}
+    assert set(rest[0]["params"]) == others and rest[1]["params"] == [model["lm_head"].bias]
+
+
+def test_what_muon_cannot_train_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer='muon': the model has no `blocks`.*'adamw'"):
+        make_optimizers(nn.Linear(3, 3))
+    flat = Wrapped("_fsdp_wrapped_module", LanguageModel(ModelConfig(**MICRO)))
+    with pytest.raises(ValueError, match="FSDP1 flattens"):
+        make_optimizers(flat)
+
+
+def test_methods_that_a_wrapper_does_not_know(tmp_path):
+    model = LanguageModel(ModelConfig(**MICRO)).eval()
+    tokens = torch.tensor([[1, 2, 3]])
+    story = generate(model, tokens, 4, seed=1)
+    for number, wrapped in enumerate(list(wrappings(model))[:3]):
+        assert unwrapped(wrapped) is model
+        unwrapped(wrapped).save(tmp_path / str(number))
+        assert torch.equal(generate(load(tmp_path / str(number))[0], tokens, 4, seed=1), story)
+        assert torch.equal(generate(wrapped, tokens, 4, seed=1), story)
+        optimizers = make_optimizers(wrapped)
+        wrapped.zero_grad()
+        model(tokens, tokens.roll(1)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        path = save_checkpoint(tmp_path / "run", wrapped, optimizers, dict(step=number))
+        twin = LanguageModel(ModelConfig(**MICRO))
+        fresh = make_optimizers(twin)
+        load_checkpoint(path, twin, fresh)  # a wrapper's names are in no checkpoint
+        assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+        assert [len(optimizer.state) for optimizer in fresh] == [len(optimizer.state) for optimizer in optimizers]
+        load_checkpoint(path, wrapped, optimizers)
+        story = generate(model, tokens, 4, seed=1)
+    with pytest.raises(TypeError, match="model: Sequential holds no LanguageModel"):
+        generate(nn.Sequential(nn.Linear(2, 2)), tokens, 4)

@@ -1,8 +1,12 @@
 """The router: choice, gates and counts against loops; padding; precision; what is counted, and when."""
 
 import copy
+import gc
 import math
 import pickle
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
@@ -11,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from moemla.routing import Router, route
+from moemla.balancing import Balancer, switch_loss, z_loss
+from moemla.routing import Router, record_routing, route
 from tests.helpers import close
 
 SCORES = ("sigmoid", "softmax")
@@ -259,3 +264,210 @@ def test_copy_and_pickle_after_a_training_pass():
         assert torch.equal(twin.weight, router.weight)
         assert torch.equal(twin.load, router.load)
     assert router.last is not None
+
+
+# --- float32 whatever the rest is -----------------------------------------------------------------
+
+
+def assert_wide(router, x, dtype=torch.float32):
+    """Every number that the router makes is of `dtype`, and is what the exact product of its inputs gives."""
+    out = router(x)
+    assert out.logits.dtype == out.gate.dtype == out.probabilities.dtype == router.bias.dtype == dtype
+    close(out.logits.double(), x.detach().double() @ router.weight.detach().double().T, 1e-6)
+
+
+def test_a_default_dtype_of_float64_makes_a_router_of_float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Router(d_model=4, n_experts=3, top_k=1).weight.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert Router(d_model=4, n_experts=3, top_k=1).bias.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_narrow_checkpoint_does_not_narrow_the_router(assign):
+    router, saved = Router(d_model=8, n_experts=5, top_k=2), Router(d_model=8, n_experts=5, top_k=2).state_dict()
+    router.load_state_dict({name: tensor.bfloat16() for name, tensor in saved.items()}, assign=assign)
+    assert torch.equal(router.weight, saved["weight"].bfloat16().float())
+    assert_wide(router, torch.randn(6, 8).bfloat16())
+
+
+def test_a_weight_narrowed_from_outside_is_multiplied_in_float32_with_a_warning():
+    """As FSDP2 hands it over with a narrow param_dtype: rounded already, but the product and all behind it are wide."""
+    router, x = Router(d_model=64, n_experts=5, top_k=2), torch.randn(6, 64).bfloat16()
+    router.weight.data = router.weight.data.bfloat16()
+    with pytest.warns(UserWarning, match=r"router.weight comes as torch.bfloat16.*fully_shard on each Router first"):
+        assert_wide(router, x)
+    with pytest.warns(UserWarning), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_wide(router, x)
+    router(x).gate.sum().backward()
+    assert router.weight.grad.dtype == torch.bfloat16
+    router.bias.data = router.bias.data.bfloat16()
+    with pytest.raises(RuntimeError, match=r"router.bias is torch.bfloat16: steps vanish in it"):
+        Balancer(router).step()
+
+
+COMPILED = """
+import torch
+from moemla.routing import Router, record_routing
+torch.set_num_threads(1)
+router = Router(d_model=64, n_experts=5, top_k=2).half()
+two = torch.nn.ModuleList([router, Router(d_model=64, n_experts=5, top_k=2)])
+router(torch.randn(6, 64).bfloat16())  # einops has seen a tensor, so that no guard on its caches fails later
+router.forget()
+compiled = torch.compile(router, backend="aot_eager", fullgraph=True)
+
+def check(x, step):
+    out = compiled(x)
+    assert out.logits.dtype == out.gate.dtype == out.probabilities.dtype == torch.float32
+    assert (out.logits.double() - x.double() @ router.weight.double().T).abs().max() < 1e-6
+    assert router.load.sum() == step * 12 and torch.equal(router.last.index, out.index)
+    assert not router.last.gate.requires_grad
+
+x = torch.randn(6, 64).bfloat16()
+check(x, 1)
+with torch._dynamo.config.patch(error_on_recompile=True):
+    check(x + 1, 2)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    check(x, 3)
+with record_routing(two) as first:
+    check(x, 4)
+with torch._dynamo.config.patch(error_on_recompile=True), record_routing(two) as routings:
+    check(x, 5)
+assert len(first) == len(routings) == 1
+routings[0].logits.square().sum().backward()
+assert router.weight.grad.abs().max() > 0
+"""
+
+
+def test_float32_under_compile_with_one_compilation():
+    """In a process of its own: torch cannot look through the run-time checks of shapes that the tests install."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# --- what a pass leaves behind --------------------------------------------------------------------
+
+
+def test_the_sums_are_no_buffers():
+    router = Router(d_model=4, n_experts=5, top_k=2)
+    router.watch_margins()
+    assert [name for name, _ in router.named_buffers()] == ["bias"]
+    router(torch.randn(6, 4))
+    moved = router.double()
+    assert moved.load.dtype == moved.margins.dtype == torch.int64
+    assert moved.load.sum() == 12 and moved.margins.sum() == 5 * 6
+
+
+def test_the_sums_follow_a_router_wherever_it_goes():
+    real = Router(d_model=4, n_experts=5, top_k=2)
+    real(torch.randn(6, 4))
+    born = Router(d_model=4, n_experts=5, top_k=2, device="meta")
+    born.load_state_dict(real.state_dict(), assign=True)  # moves weights past `_apply`
+    born(torch.randn(6, 4))
+    assert born.load.device.type == "cpu" and born.load.sum() == 12
+    assert real.to("meta").load.is_meta
+    assert real.to_empty(device="cpu").load.tolist() == [0] * 5
+
+
+def test_a_pass_without_backward_keeps_no_graph():
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.seen = torch.ones(1)
+            graphs.append(weakref.ref(ctx.seen))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    graphs, router = [], Router(d_model=4, n_experts=5, top_k=2)
+    out = router(Watched.apply(torch.randn(6, 4, requires_grad=True)))
+    assert torch.equal(router.last.gate, out.gate) and torch.equal(router.last.logits, out.logits)
+    assert not any(t.requires_grad for t in (router.last.gate, router.last.probabilities, router.last.logits))
+    assert graphs[0]() is not None
+    del out
+    gc.collect()
+    assert graphs[0]() is None
+
+
+def test_a_loss_on_what_is_for_looking_is_refused():
+    router = Router(d_model=4, n_experts=5, top_k=2)
+    router(torch.randn(6, 4))
+    for loss in (switch_loss, z_loss):
+        with pytest.raises(ValueError, match=r"with record_routing\(model\) as routings"):
+            loss(router.last)
+        with torch.no_grad():
+            assert loss(router.last) > 0
+
+
+def test_every_pass_is_recorded_in_its_order():
+    one, two = (Router(d_model=4, n_experts=e, top_k=2, dtype=torch.float64) for e in (3, 5))
+    layers = nn.ModuleList([one, two])
+    x = torch.randn(6, 4, dtype=torch.float64)
+    with record_routing(layers) as routings:
+        given = [two(x), one(x), two(2 * x), one(-x)]
+        with pytest.raises(RuntimeError, match="records these routers already"), record_routing(one):
+            pass
+        given.append(one(x))
+    one(x)
+    assert all(a is b for a, b in zip(routings, given, strict=True))
+    sum(z_loss(routing) for routing in routings[:4]).backward()
+    by_hand = sum((f(x) @ w.T).logsumexp(-1).square().mean() for w, f in (
+        (one.weight, lambda x: x), (one.weight, lambda x: -x), (two.weight, lambda x: x), (two.weight, lambda x: 2 * x)
+    ))  # fmt: skip
+    for router, wanted in zip((one, two), torch.autograd.grad(by_hand, [one.weight, two.weight]), strict=True):
+        close(router.weight.grad, wanted, 1e-12)
+
+
+def test_nothing_is_recorded_for_copies_or_after_an_error():
+    router = Router(d_model=4, n_experts=5, top_k=2)
+    with pytest.raises(KeyError), record_routing(router) as routings:
+        twin = copy.deepcopy(router)
+        twin(torch.randn(3, 4))
+        raise KeyError
+    router(torch.randn(3, 4))
+    assert routings == [] and router.recorded is None
+
+
+def auxiliary(router, layer, x):
+    with record_routing(router) as routings:
+        out = layer(x)
+    return out.sum() + sum(switch_loss(routing) + z_loss(routing) for routing in routings)
+
+
+def test_auxiliary_losses_flow_through_checkpointing_or_are_refused():
+    router = Router(d_model=4, n_experts=5, top_k=2, dtype=torch.float64)
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+
+    def layer(x):
+        return router(x.tanh()).gate.square()
+
+    wanted = torch.autograd.grad(auxiliary(router, layer, x), [x, router.weight])
+    plain = torch.autograd.grad(layer(x).sum(), router.weight)[0]
+    assert (wanted[1] - plain).abs().max() > 1e-3
+    found = torch.autograd.grad(
+        auxiliary(router, lambda x: checkpoint(layer, x, use_reentrant=False), x), [x, router.weight]
+    )
+    for a, b in zip(found, wanted, strict=True):
+        close(a, b, 1e-12)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        auxiliary(router, lambda x: checkpoint(layer, x, use_reentrant=True), x)
+    with torch.no_grad():  # to look at the loss of a model that is not trained now
+        assert auxiliary(router, layer, x) > 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_repeated_pass_is_not_the_last(reentrant):
+    router = Router(d_model=4, n_experts=5, top_k=2)
+    first = torch.randn(6, 4, requires_grad=True)
+    loss = checkpoint(lambda x: router(x).gate.square(), first, use_reentrant=reentrant).sum()
+    shown = router(torch.randn(3, 4))
+    loss.backward()
+    assert torch.equal(router.last.index, shown.index)

@@ -18,6 +18,7 @@ from moemla.data import Batches, TokenShard, prepare
 from moemla.errors import DataError, MoemlaError
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
+from moemla.routing import record_routing
 from moemla.tokenizer import Tokenizer
 from moemla.training import Progress, TrainConfig, matmul_rate, read_metrics, train, train_step
 from tests.helpers import close, model_of, tokens_of
@@ -386,7 +387,9 @@ def test_auxiliary_losses_act_on_the_routers_and_are_not_in_the_loss():
     assert not torch.equal(moved[0][1], moved[1][1])
     model.load_state_dict(start)
     model.zero_grad()
-    loss = model(*text) + sum(0.5 * switch_loss(r) + 0.1 * z_loss(r) for r in model.routing())
+    with record_routing(model) as routings:
+        loss = model(*text)
+    loss = loss + sum(0.5 * switch_loss(r) + 0.1 * z_loss(r) for r in routings)
     wanted = torch.autograd.grad(loss, [block.feedforward.router.weight for block in model.blocks])
     before = torch.stack([start[f"blocks.{i}.feedforward.router.weight"] for i in range(len(model.blocks))])
     close(before - torch.stack(wanted), moved[1][1], 1e-12)
@@ -486,3 +489,86 @@ def test_trains_outside_the_main_thread(tmp_path, data):
         pool.submit(train, micro(), quick(2), data, tmp_path / "run").result()
     assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2]
     assert isinstance(read_metrics(tmp_path / "run")[0], Progress)
+
+
+# --- losses that are no mean over parts -----------------------------------------------------------
+
+
+def skewed(**changes):
+    """Rows that differ: each takes experts of its own, so that what is even over the step is not so in a part."""
+    model = model_of("mla-rope", torch.float64, n_experts=7, top_k=2, **changes).train()
+    for row in range(8):
+        model.embedding.weight.data[row] *= 1 + row
+    rows = torch.arange(8)[:, None].expand(8, 9)
+    return model, rows, tokens_of(8, 9, seed=3)
+
+
+def gradients_of_a_step(model, batch, **how):
+    """(the loss, every gradient before it was clipped, the loads and biases that the step left)."""
+    kept = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: kept.extend(p.grad.clone() for p in model.parameters()))
+    settings, balancer = TrainConfig(batch_size=8, clip=1e9, **how), Balancer(model)
+    loss, _ = train_step(model, [optimizer], balancer, batch, 0.0, settings)
+    assert all(module.load.sum() == 0 and module.training for module in balancer.routers)
+    biases = [module.bias for module in balancer.routers]
+    return [loss, *kept, *biases, *(counts.double() for counts in balancer.counts or ())]
+
+
+AUXILIARY = dict(switch_loss=0.7, z_loss=0.3)
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("how", [dict(switch_loss=0.7), AUXILIARY], ids=["switch", "switch and z"])
+def test_a_step_in_parts_has_the_gradients_of_the_whole(parts, how):
+    results = []
+    for micro_batches in (1, parts):
+        model, tokens, targets = skewed()
+        results.append(gradients_of_a_step(model, (tokens, targets), micro_batches=micro_batches, **how))
+    for whole, summed in zip(*results, strict=True):
+        close(summed, whole, 1e-9, scale=1e-3)
+    model, tokens, targets = skewed()
+    without = gradients_of_a_step(model, (tokens, targets))
+    router = [name for name, _ in model.named_parameters()].index("blocks.0.feedforward.router.weight") + 1
+    assert (results[0][router] - without[router]).norm() > 0.1 * without[router].norm()  # the losses weigh something
+
+
+def test_the_counts_of_the_step_are_those_of_its_dropout():
+    """The pass that only counts draws the numbers that the real one will draw, and leaves the generator as it was."""
+    seen = []
+    for how in (dict(switch_loss=0.7), dict(z_loss=1e-12)):
+        model, tokens, targets = skewed(dropout=0.4)
+        torch.manual_seed(5)
+        out = gradients_of_a_step(model, (tokens, targets), micro_batches=4, **how)
+        seen.append((out, torch.rand(1)))
+    (with_counts, drawn), (without, as_drawn) = seen
+    assert torch.equal(with_counts[0], without[0]) and torch.equal(drawn, as_drawn)
+    for counts, wanted in zip(with_counts[-2:], without[-2:], strict=True):
+        assert torch.equal(counts, wanted)
+
+
+def test_parts_with_unequal_numbers_of_targets_are_weighed_by_them():
+    results = []
+    for micro_batches in (1, 8):
+        model, tokens, targets = skewed()
+        targets = targets.masked_fill(torch.arange(9) > torch.arange(8)[:, None] - 1, -1)  # none in the first row
+        results.append(gradients_of_a_step(model, (tokens, targets), micro_batches=micro_batches, **AUXILIARY))
+    for whole, summed in zip(*results, strict=True):
+        close(summed, whole, 1e-9, scale=1e-3)
+
+
+@pytest.mark.parametrize("rows", [3, 7])
+def test_parts_of_unequal_rows_are_weighed_by_them(rows):
+    results = []
+    for micro_batches in (1, 4):
+        model, tokens, targets = skewed()
+        batch = tokens[:rows], targets[:rows]
+        results.append(gradients_of_a_step(model, batch, micro_batches=micro_batches, **AUXILIARY))
+    for whole, summed in zip(*results, strict=True):
+        close(summed, whole, 1e-9, scale=1e-3)
+
+
+def test_a_dense_model_has_no_auxiliary_loss():
+    model = model_of("mla-rope", torch.float64, ffn="dense").train()
+    text = tokens_of(8, 9), tokens_of(8, 9, seed=3)
+    assert gradients_of_a_step(model, text, micro_batches=2, **AUXILIARY)[0] > 0
