@@ -67,7 +67,7 @@ def ten_minutes() -> str:
         longest = max(r.settings["steps"] for r in runs)  # not a smoke run
         run = max((r for r in runs if r.settings["steps"] == longest), key=lambda r: r.provenance["date"])
         counted = run.measures["counted_bits_per_byte"]["4"]
-        changed |= run.provenance["git"]["dirty"]
+        changed |= bool(run.provenance["git"] and run.provenance["git"]["dirty"])
         lines.append(
             f"{text.format(n=run.provenance['machine']['cores'])} training takes {run.measures['seconds'] / 60:.1f} "
             f"minutes and reaches {run.measures['bits_per_byte']:.3f} bits per byte on {run.measures['stories']} new "
@@ -149,7 +149,20 @@ def machines() -> str:
     )
 
 
+def gpu() -> str:
+    """Whether a GPU has run the kernels."""
+    from moemla.experiments import results
+
+    gpus = sorted({gpu for r in results.load(RESULTS, "bench") for gpu in r.provenance["machine"]["gpus"] or ()})
+    if gpus:
+        return f"What was measured of them on {', '.join(gpus)} is in `results/`. They are off until asked for."
+    return (
+        "**No result here was measured on a GPU**, so nothing is said of their speed, and they are off until asked for."
+    )
+
+
 BLOCKS = {
+    "gpu": gpu,
     "chapters": chapters,
     "ledger": ledger,
     "ten-minutes": ten_minutes,

@@ -207,20 +207,21 @@ def _on_lines(command: str, width: int = 44) -> str:
 
 
 def _origins(runs: list[dict]) -> list[str]:
-    """A table of one command's files: a row for each commit, in the order of time."""
+    """How many files one command made, on what, in what time; by commit, in the order of time."""
     commits: dict[str, list[dict]] = {}
     for run in sorted(runs, key=lambda run: run["date"]):
         commit = (
             f"`{run['git']['commit'][:7]}`{', changed' if run['git']['dirty'] else ''}" if run["git"] else "unknown"
         )
         commits.setdefault(commit, []).append(run)
-    out = ["| files | commit | made on | machine | minutes of runs | by the clock |", "|---:|---|---|---|---:|---:|"]
+    minutes, clock = sum(run["seconds"] for run in runs) / 60, facts.clock_minutes(runs)
+    took = f"{minutes:.1f} minutes" + (f" of runs, {clock:.1f} by the clock" if len(runs) > 1 else "")
+    machines = "; ".join(dict.fromkeys(_machine(run["machine"]) for run in runs))
+    out = [f"{len(runs)} file{'s' * (len(runs) > 1)}: {took}, on {machines}.", ""]
+    out += ["| files | at commit | made on |", "|---:|---|---|"]
     for commit, group in commits.items():
         days = list(dict.fromkeys(run["date"][:10] for run in group))
-        machines = dict.fromkeys(_machine(run["machine"]) for run in group)
-        minutes = f"{sum(run['seconds'] for run in group) / 60:.1f} | {facts.clock_minutes(group):.1f}"
-        row = [str(len(group)), commit, " to ".join(days[:: max(1, len(days) - 1)]), "; ".join(machines), minutes]
-        out.append(f"| {' | '.join(row)} |")
+        out.append(f"| {len(group)} | {commit} | {' to '.join(days[:: max(1, len(days) - 1)])} |")
     return out
 
 

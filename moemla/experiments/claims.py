@@ -332,11 +332,13 @@ def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table()
-    for column in ("id", "where", "printed", "ours"):
+    rows, drawn = list(rows), Table()
+    readings = any(claim.reading for claim, _ in rows)
+    for column in ("id", "where", "printed", "ours", *(["reading"] if readings else ())):
         drawn.add_column(column, overflow="fold", no_wrap=column == "id")
     for claim, outcome in rows:
-        drawn.add_row(*map(Text, (claim.id, claim.where, claim.printed, show(claim, outcome))))
+        texts = [claim.id, claim.where, claim.printed, show(claim, outcome)]
+        drawn.add_row(*map(Text, texts), *([Text(outcome.detail.split(" if ")[0])] if claim.reading else ()))
     return drawn
 
 
@@ -384,7 +386,10 @@ def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "r
             console.print(f"{status}: {meaning}", style="bold", highlight=False, soft_wrap=True)
             console.print(table(group))
         for claim, outcome in group if ids else ():
-            text = " ".join(t for t in (claim.note, f"[{outcome.detail}]" if outcome.detail else "") if t)
-            console.print(f"{claim.id}: {text}", markup=False, highlight=False)
+            parts = [claim.note]
+            parts += [f"[{outcome.detail}]"] if outcome.detail else []
+            parts += [f"Judged at {claim.tolerance}: {claim.because}"] if claim.because else []
+            parts += [f"See {claim.source}."] if claim.source else []
+            console.print(f"{claim.id}: {' '.join(parts)}", markup=False, highlight=False)
     console.print(summary(rows), highlight=False, soft_wrap=True)
     return 0

@@ -17,7 +17,7 @@ README, PREFACE = ((ROOT / name).read_text(encoding="utf-8") for name in facts.F
 
 
 def test_the_blocks_are_there():
-    assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "ledger", "latent-cost"]
+    assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "gpu", "ledger", "latent-cost"]
     assert facts.blocks_of(PREFACE) == ["chapters", "ledger", "machines"]
     for text in (README, PREFACE):
         assert text.count("written by tools/pages.py -->") == text.count("<!-- end of ") == len(facts.blocks_of(text))
@@ -106,6 +106,9 @@ def test_how_to_reproduce_names_every_commit_of_the_results():
     origins = [json.loads(path.read_text())["provenance"] for path in facts.RESULTS.glob("*.json")]
     rows = re.findall(r"^\| (\d+) \| `(\w{7})`(, changed)? \| (\S+)", page, re.M)
     assert sum(int(count) for count, *_ in rows) == len(origins)
+    assert sum(int(count) for count in re.findall(r"^(\d+) files?: ", page, re.M)) == len(origins)
+    minutes = sum(float(n) for n in re.findall(r"^\d+ files?: ([\d.]+) minutes", page, re.M))
+    assert minutes == pytest.approx(sum(run["seconds"] for run in origins) / 60, abs=1)
     wanted = {(run["git"]["commit"][:7], ", changed" if run["git"]["dirty"] else "") for run in origins}
     assert {(commit, changed) for _, commit, changed, _ in rows} == wanted
     assert {day for *_, day in rows} <= {run["date"][:10] for run in origins}

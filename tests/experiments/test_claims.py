@@ -368,6 +368,9 @@ def test_main_prints_the_ledger(capsys, tmp_path):
         and "C(57, 6)" in text
         and "2 claims: 0 computed, 0 consistent, 0 measured, 2 contradicted" in text
     )
+    assert claims.main(["A2-M", "A32-12"], folder=tmp_path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[holds if the head is tied" in said and "Judged at 1 %: Norms" in said and "See arXiv:2408.15664." in said
     assert "contradicted: disagrees" in text and "not run" not in text.partition("2 claims")[0]
 
 
