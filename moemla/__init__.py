@@ -1,5 +1,4 @@
-"""moemla: mixture of experts, latent attention and rotary positions for small language models, built step by step in
-the book.
+"""moemla: mixture of experts, latent attention and rotary positions for small language models; the library of a book.
 
 Names are loaded when they are first used, so that `import moemla` costs little more than `import torch`.
 """

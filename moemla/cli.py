@@ -367,7 +367,7 @@ def table(rows: list[dict]) -> None:
 
 @dataclass
 class Claims:
-    """The ledger: each number of the paper, what this project finds, and the status. Built in chapter 19."""
+    """The ledger: claims of the paper, what this project finds, and the status. Built in chapter 19."""
 
     id: tuple[str, ...] = ()
     """Only these entries (an id, or the start of one)."""

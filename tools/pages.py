@@ -1,6 +1,8 @@
 """Writes the pages of the book that are lists: API reference, index of solutions, timings, how to reproduce.
 
-python -m tools.pages          write book/api.md, book/solutions.md, book/timings.md, book/reproduce.md
+In the README and the preface it writes the blocks that hold numbers (`tools/facts.py`).
+
+python -m tools.pages          write book/api.md, book/solutions.md, book/timings.md, book/reproduce.md, and the blocks
 python -m tools.pages --check  say which of them are out of date, and exit with 1 if any is
 """
 
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import nbformat
 import yaml
+
+from tools import facts
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK, PACKAGE = ROOT / "book", ROOT / "moemla"
@@ -168,12 +172,12 @@ def timings_page() -> str:
 
 REPRODUCE = """# How to reproduce
 
-Every number of this book comes from a cell or from a file in `results/`. A cell is repeated by running it; this page is
-about the files. Each holds its settings, what was measured, and where it comes from: the command, the commit of this
-project, versions, processor, threads, date and seconds.
+What a chapter prints comes from its cells, and some cells read measured results from files in `results/`. A cell is
+repeated by running it; this page is about the files. Each holds its settings, what was measured, and where it comes
+from: the command, the commit of this project, versions, processor, threads, date and seconds.
 
-The commands below made the files that lie there now. They are typed in the project's folder after
-`source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
+The commands below made the files that lie there now, at the commits in the tables. They are typed in the project's
+folder after `source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
 run again: to repeat it from the start and compare, name another folder with `--folder`. A loss comes out the same on
 the same processor with the same versions and threads; elsewhere expect other digits in the third decimal or so, and the
 same conclusions. Times are those of one machine.
@@ -202,6 +206,30 @@ def _on_lines(command: str, width: int = 44) -> str:
     return " \\\n  ".join(lines)
 
 
+def _origins(runs: list[dict]) -> list[str]:
+    """How many files one command made, on what, in what time; by commit, in the order of time."""
+    commits: dict[str, list[dict]] = {}
+    for run in sorted(runs, key=lambda run: run["date"]):
+        commit = (
+            f"`{run['git']['commit'][:7]}`{', changed' if run['git']['dirty'] else ''}" if run["git"] else "unknown"
+        )
+        commits.setdefault(commit, []).append(run)
+    minutes, clock = sum(run["seconds"] for run in runs) / 60, facts.clock_minutes(runs)
+    took = f"{minutes:.1f} minutes" + (f" of runs, {clock:.1f} by the clock" if len(runs) > 1 else "")
+    machines = "; ".join(dict.fromkeys(_machine(run["machine"]) for run in runs))
+    out = [f"{len(runs)} file{'s' * (len(runs) > 1)}: {took}, on {machines}.", ""]
+    out += ["| files | at commit | made on |", "|---:|---|---|"]
+    for commit, group in commits.items():
+        days = list(dict.fromkeys(run["date"][:10] for run in group))
+        out.append(f"| {len(group)} | {commit} | {' to '.join(days[:: max(1, len(days) - 1)])} |")
+    return out
+
+
+def _machine(machine: dict) -> str:
+    on = ", ".join(machine["gpus"]) if machine["gpus"] else f"{machine['cpu']}, no GPU"
+    return f"{on}, {machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+
+
 def reproduce_page() -> str:
     """Each command that made files of `results/`, how many, how long it took and on what."""
     made: dict[str, list[dict]] = {}
@@ -212,21 +240,12 @@ def reproduce_page() -> str:
         made.setdefault(command, []).append(found)
     out = [REPRODUCE.rstrip()]
     for command, results in sorted(made.items(), key=lambda pair: pair[0].startswith("moemla bench")):
-        runs = [result["provenance"] for result in results]
-        minutes, last = sum(run["seconds"] for run in runs) / 60, max(runs, key=lambda run: run["date"])
-        machine = last["machine"]
-        on = ", ".join(machine["gpus"]) if machine["gpus"] else f"{machine['cpu']}, no GPU"
-        clock = minutes if len(runs) == 1 else minutes / 2
-        count = (
-            "1 file"
-            if len(runs) == 1
-            else f"{len(runs)} files, two runs at a time, about {clock:.0f} minutes by the clock"
-        )
-        threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-        dirty = ", changed" if any(run["git"]["dirty"] for run in runs) else ""
-        made_on = f"{on}, {threads}; {last['date'][:10]} at commit {last['git']['commit'][:7]}{dirty}"
-        out += ["", "```bash", _on_lines(command), "```", f"{count}; {minutes:.1f} minutes of runs on {made_on}."]
-    out += ["", '"Changed" marks files made while the package differed from the commit.']
+        out += ["", "```bash", _on_lines(command), "```", "", *_origins([result["provenance"] for result in results])]
+    out += [
+        "",
+        "Minutes of runs are summed over the files; by the clock, runs that went side by side count once.",
+        '"Changed" marks files made while the package differed from the commit.',
+    ]
     if not any(found["provenance"]["machine"]["gpus"] for results in made.values() for found in results):
         out += ["", ON_A_GPU]
     return "\n".join(out) + "\n"
@@ -236,18 +255,24 @@ PAGES = {"api": api_page, "solutions": solutions_page, "timings": timings_page, 
 
 
 def stale() -> list[str]:
-    """Names of the pages whose file differs from what would be written."""
+    """Names of the pages, and of the files with blocks, that differ from what would be written."""
     files = {name: BOOK / f"{name}.md" for name in PAGES}
-    return [n for n, file in files.items() if not file.exists() or file.read_text(encoding="utf-8") != PAGES[n]()]
+    old = [n for n, file in files.items() if not file.exists() or file.read_text(encoding="utf-8") != PAGES[n]()]
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in facts.FILES}
+    return old + [name for name, text in texts.items() if facts.filled(text) != text]
 
 
 def main() -> int:
     if "--check" in sys.argv:
-        for name in stale():
-            print(f"book/{name}.md is out of date: run `make notebooks`")
-        return 1 if stale() else 0
+        found = stale()
+        for name in found:
+            print(f"{name if '.' in name else f'book/{name}.md'} is out of date: run `make notebooks`")
+        return 1 if found else 0
     for name, page in PAGES.items():
         (BOOK / f"{name}.md").write_text(page(), encoding="utf-8")
+    for name in facts.FILES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (ROOT / name).write_text(facts.filled(text), encoding="utf-8")
     return 0
 
 

@@ -19,6 +19,16 @@ def multiply(*factors: float, scale: int | float = 1) -> Value:
     return math.prod(factors) / scale, ""
 
 
+def add(*terms: float) -> Value:
+    """A sum. Built in chapter 19."""
+    return sum(terms), ""
+
+
+def difference(whole: float, part: float) -> Value:
+    """One number less another. Built in chapter 19."""
+    return whole - part, ""
+
+
 def ratio(over: float, under: float) -> Value:
     """One number over another. Built in chapter 19."""
     return over / under, ""
@@ -96,3 +106,28 @@ def interval_percent(mean_a: float, sd_a: float, mean_b: float, sd_b: float) -> 
     z = 1.959964  # of the normal distribution
     error = 100 * relative / math.sqrt(3)
     return t * error, f"{z * error:.2f} % by the normal distribution"
+
+
+# The columns of Table 6.
+
+
+def fp16_megabytes(millions: float) -> Value:
+    """Bytes of that many million parameters at two bytes each, in MB. Built in chapter 19."""
+    return 2 * millions, f"{4 * millions:.0f} MB in fp32, {millions:.0f} MB in int8"
+
+
+def total_megabytes(parameters: float, cache: float, activations: float, bytes_each: int = 1) -> Value:
+    """A column of Table 6 summed; `bytes_each` takes its first row for a count in millions.
+
+    Built in chapter 19.
+    """
+    return bytes_each * parameters + cache + activations, ""
+
+
+def memory_rise(*columns: float, bytes_each: int = 1) -> Value:
+    """Percent by which the second column of Table 6 (parameters, cache, activations) exceeds the first.
+
+    Built in chapter 19.
+    """
+    first, second = (total_megabytes(*column, bytes_each=bytes_each)[0] for column in (columns[:3], columns[3:]))
+    return 100 * (second / first - 1), f"{second:.0f} against {first:.0f} MB"

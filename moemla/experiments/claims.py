@@ -1,8 +1,9 @@
-"""The ledger: each number of the paper, what it comes to here, and whether the two agree.
+"""The ledger: each claim of the paper that is looked at, what it comes to here, and whether the two agree.
 
 `claims.yml` holds what the paper prints and nothing else that is a number; what is computed comes from a
-function of `recount` or `arithmetic`, or from measured files in `results/`. The status of an arithmetic
-claim is not written down: it follows from the two numbers and the rounding of the printed digits.
+function of `recount` (from the paper's settings) or `arithmetic` (from numbers that it prints), or from measured
+files in `results/`. The status of an arithmetic claim is not written down: it follows from the two numbers, the
+rounding of the printed digits, and whether the paper states what the computation assumes.
 """
 
 import inspect
@@ -18,9 +19,21 @@ from typing import Any
 
 from moemla.errors import MoemlaError
 from moemla.experiments import arithmetic, recount, results
+from moemla.experiments.places import cells, is_place
 
-KINDS = ("arithmetic", "measured", "citation", "setting")
-STATUSES = ("reproduced", "contradicted", "open", "undetermined")
+KINDS = ("arithmetic", "measured", "citation", "setting", "aside")
+STATUSES = {
+    "computed": "follows from settings that the paper states",
+    "consistent": "agrees with other numbers that the paper prints; nothing was run",
+    "measured": "was run here, at the scale that stands beside it",
+    "contradicted": "disagrees with the paper's own settings or numbers, or with a public record",
+    "undetermined": "the text does not say enough; what holds only under a reading that it does not state is here",
+    "not run": "needs a run that has not been made here",
+}
+NOT_JUDGED = {
+    "input": "a setting, taken as it is printed",
+    "aside": "a number of ours beside the paper's, which does not claim it",
+}
 LEDGER = Path(__file__).with_name("claims.yml")
 CHAPTERS = 19
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -37,16 +50,18 @@ class ClaimError(MoemlaError):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One number of the paper. Built in chapter 19.
+    """One number or statement of the paper. Built in chapter 19.
 
-    `printed` begins with the number as the paper has it. What is compared with it: `computed`, a function's
-    name, called with the printed numbers of the claims `of` (ID, or ID.sd for what stands after the ±) and
-    the settings `given`; or `result`, a mean over files in `results/` (experiment, where, measure).
-    `expect` replaces equality: "< 0.1", "> 0", "= 0", or "= NAME" with a function's name, called with
-    `expect_given`. `tolerance` replaces the rounding of the printed digits: "0.6 %" of the printed value,
-    or a number in its unit. `status` is given where nothing is compared: `open` (to be measured) or
-    `undetermined` (the text does not say enough); a citation that was looked up may have any, with its
-    `source`.
+    `where` is a place ("Table 2, ROW, COLUMN", "section 3.1", "eq. 7", "Theorem 3.2", "Algorithm 1", "abstract") or
+    several, joined by "with"; a cell of a table is the `where` of one claim. `printed` begins with the number as the
+    paper has it. What is compared with it: `computed`, a function's name, called with the printed numbers of the
+    claims `of` (ID, or ID.sd for what stands after the ±) and the settings `given`; or `result`, a mean over files in
+    `results/` (experiment, where, measure, and its scale: "paper" or what it was). `expect` replaces equality:
+    "< 0.1", "> 0", "= 0", or "= NAME" with a function's name, called with `expect_given`. `tolerance` replaces the
+    rounding of the printed digits: "1 %" of the printed value, or a number in its unit; `because` is its reason.
+    `reading` is an assumption that the paper does not state. `status` is given where nothing is compared: `not run`
+    or `undetermined`; a citation that was looked up may be `consistent` or `contradicted`, with its `source`. A
+    setting without a status is an input. The kind `aside` has a value of ours that the paper does not claim.
     """
 
     id: str
@@ -63,6 +78,8 @@ class Claim:
     expect: str | None = None
     expect_given: dict[str, Any] = field(default_factory=dict)
     tolerance: str | Number | None = None
+    because: str | None = None
+    reading: str | None = None
     source: str | None = None
 
 
@@ -111,26 +128,40 @@ def _problem(claim: Claim, claims: dict[str, Claim]) -> str | None:
     functions = [name for name in (claim.computed, _expected_function(claim)) if name]
     unknown = [name for name in functions if name not in FUNCTIONS]
     strangers = [name for name in claim.of if name.removesuffix(".sd") not in claims]
-    derived = claim.kind == "arithmetic" or claim.result is not None
-    looked_up = claim.kind == "citation" and claim.source
-    typed = STATUSES if looked_up else ("open", "undetermined")
+    derived = claim.kind in ("arithmetic", "aside") or claim.result is not None
+    typed = ("undetermined", "not run")
+    if claim.kind == "citation" and claim.source:
+        typed += ("consistent", "contradicted")
+    free = derived or (claim.kind == "setting" and claim.status is None)
+    places = [place for place in claim.where.split(" with ") if not is_place(place)]
     rules = {
         f"kind={claim.kind!r}; it is one of {', '.join(KINDS)}": claim.kind in KINDS,
         f"chapter={claim.chapter!r}; it is 1 to {CHAPTERS}": claim.chapter in range(1, CHAPTERS + 1),
         "where and printed must say something": bool(claim.where and claim.printed),
+        f"where={', '.join(places)!r} is no place of the paper": not places,
         f"unknown function {', '.join(unknown)}": not unknown,
         f"of names no claim: {', '.join(strangers)}": not strangers,
         "an arithmetic claim is computed": claim.kind != "arithmetic" or claim.computed is not None,
-        "its status follows from its numbers: leave it out": not (claim.kind == "arithmetic" and claim.status),
-        f"status={claim.status!r}; without a computed one it is {', '.join(typed)}": derived or claim.status in typed,
+        "an aside is computed and expects nothing": claim.kind != "aside" or bool(claim.computed and not claim.expect),
+        "its status follows from its numbers: leave it out": not (derived and claim.status),
+        f"status={claim.status!r}; without a computed one it is {', '.join(typed)}": free or claim.status in typed,
+        "a tolerance has its reason, `because`": (claim.tolerance is None) == (claim.because is None),
+        "a reading belongs to what is computed": claim.reading is None or claim.kind == "arithmetic",
+        "a result names its scale": claim.result is None or "scale" in claim.result,
     }
     broken = next((text for text, holds in rules.items() if not holds), None)
-    if broken is None and derived and claim.expect is None:
+    if broken is None and derived and claim.kind != "aside" and claim.expect is None:
         try:
             printed_number(claim.printed)
         except ClaimError as error:
             return str(error)
     return broken
+
+
+def missing_cells(claims: Iterable[Claim]) -> list[str]:
+    """Cells of the paper's tables that no claim has as its place. Built in chapter 19."""
+    there = {claim.where for claim in claims}
+    return [cell for cell in cells() if cell not in there]
 
 
 def printed_number(text: str) -> tuple[float, float]:
@@ -159,10 +190,15 @@ FUNCTIONS = {
 
 
 @cache
-def _printed_of(path: Path = LEDGER) -> dict[str, tuple[float, float]]:
+def _ledger() -> dict[str, Claim]:
+    return {claim.id: claim for claim in load_claims()}
+
+
+@cache
+def _printed_of() -> dict[str, tuple[float, float]]:
     """(number, half a unit) by id, and of what stands after ± by ID.sd."""
     found = {}
-    for claim in load_claims(path):
+    for claim in _ledger().values():
         number, _, deviation = claim.printed.lstrip("± ").partition("±")
         for name, text in ((claim.id, number), (f"{claim.id}.sd", deviation)):
             try:
@@ -175,23 +211,44 @@ def _printed_of(path: Path = LEDGER) -> dict[str, tuple[float, float]]:
 def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
     """Compute a claim and derive its status. Built in chapter 19.
 
-    Reproduced: the printed number, give or take half a unit of its last digit (or `tolerance`), meets the
-    computed one, give or take the rounding of the printed numbers that it is computed from. A measured
-    claim without a file in `folder` is open.
+    The two agree where the printed number, give or take half a unit of its last digit (or `tolerance`), meets the
+    computed one, give or take the rounding of the printed numbers that it is computed from. Agreement is `computed`
+    where all of it rests on settings, else `consistent`; disagreement is `contradicted`. Under a `reading` that the
+    paper does not state either is `undetermined`, and the detail says whether it holds. What was run is `measured`;
+    only a run at the paper's own scale can contradict. A measured claim without a file in `folder` is `not run`.
     """
     if claim.result is not None:
         value, detail = _measured(claim.result, folder)
         if value is None:
-            return Outcome(None, claim.printed, "open", detail)
-        low = high = value
-    elif claim.computed is None:
-        return Outcome(None, claim.printed, claim.status, "")
-    else:
-        value, low, high, detail = _compute(claim)
-    if claim.status:  # computed to inform, not to judge
-        return Outcome(value, claim.printed, claim.status, detail)
+            return Outcome(None, claim.printed, "not run", detail)
+        expected, agrees = _compare(claim, value, value)
+        at_scale = claim.result["scale"] == "paper"
+        return Outcome(value, expected, "contradicted" if at_scale and not agrees else "measured", detail)
+    if claim.computed is None:
+        return Outcome(None, claim.printed, claim.status or "input", "")
+    value, low, high, detail = _compute(claim)
+    if claim.kind == "aside" or claim.status:  # computed to inform, not to judge
+        return Outcome(value, claim.printed, claim.status or "aside", detail)
     expected, agrees = _compare(claim, low, high)
-    return Outcome(value, expected, "reproduced" if agrees else "contradicted", detail)
+    if claim.reading:
+        holds = f"{'holds' if agrees else 'does not hold'} if {claim.reading}"
+        return Outcome(value, expected, "undetermined", "; ".join(text for text in (holds, detail) if text))
+    if not agrees:
+        return Outcome(value, expected, "contradicted", detail)
+    return Outcome(value, expected, "computed" if _rests_on_settings(claim) else "consistent", detail)
+
+
+def _rests_on_settings(claim: Claim) -> bool:
+    """Whether nothing but settings goes into it: a formula of `recount`, or arithmetic on inputs."""
+    if FUNCTIONS[claim.computed].__module__ == recount.__name__:
+        return True
+    return claim.id not in claim.of and all(_is_setting(_ledger()[name.removesuffix(".sd")]) for name in claim.of)
+
+
+def _is_setting(claim: Claim) -> bool:
+    """An input, or arithmetic on inputs; a printed total or result is none, whatever it would follow from."""
+    computed = claim.computed and FUNCTIONS[claim.computed].__module__ == arithmetic.__name__
+    return claim.kind == "setting" or bool(computed and _rests_on_settings(claim))
 
 
 def _compute(claim: Claim) -> tuple[Number, Number, Number, str]:
@@ -246,7 +303,8 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
     ]
     if not found:
         return None, "not measured yet"
-    return math.fsum(found) / len(found), f"mean of {len(found)} runs of {wanted['experiment']}"
+    scale = "the paper's scale" if wanted["scale"] == "paper" else wanted["scale"]
+    return math.fsum(found) / len(found), f"mean of {len(found)} runs of {wanted['experiment']} at {scale}"
 
 
 # The command `moemla claims`.
@@ -260,7 +318,7 @@ def select(claims: Iterable[Claim], ids: Iterable[str]) -> list[Claim]:
     claims, ids = list(claims), list(ids)
     for name in ids:
         if not any(_under(claim.id, name) for claim in claims):
-            groups = dict.fromkeys(claim.id.partition("-")[0] for claim in claims)
+            groups = sorted({claim.id.partition("-")[0] for claim in claims}, key=lambda g: (g[0], len(g), g))
             raise ClaimError(f"no claim {name!r}; ids begin with {', '.join(groups)}")
     return [claim for claim in claims if not ids or any(_under(claim.id, name) for name in ids)]
 
@@ -274,14 +332,28 @@ def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    colours = {"reproduced": "green", "contradicted": "red", "open": "yellow", "undetermined": "cyan"}
-    drawn = Table()
-    for column in ("id", "where", "printed", "ours", "status"):
-        drawn.add_column(column, overflow="fold", no_wrap=column in ("id", "status"))
+    rows, drawn = list(rows), Table()
+    readings = any(claim.reading for claim, _ in rows)
+    for column in ("id", "where", "printed", "ours", *(["reading"] if readings else ())):
+        drawn.add_column(column, overflow="fold", no_wrap=column == "id")
     for claim, outcome in rows:
-        cells = (claim.id, claim.where, claim.printed, show(claim, outcome))
-        drawn.add_row(*map(Text, cells), Text(outcome.status, style=colours[outcome.status]))
+        texts = [claim.id, claim.where, claim.printed, show(claim, outcome)]
+        drawn.add_row(*map(Text, texts), *([Text(outcome.detail.split(" if ")[0])] if claim.reading else ()))
     return drawn
+
+
+def counts(rows: Iterable[tuple[Claim, Outcome]]) -> dict[str, int]:
+    """How many claims have each status, then inputs and asides. Built in chapter 19."""
+    found = [outcome.status for _, outcome in rows]
+    return {status: found.count(status) for status in (*STATUSES, *NOT_JUDGED)}
+
+
+def summary(rows: Iterable[tuple[Claim, Outcome]]) -> str:
+    """One sentence: how many claims, and how many of each status. Built in chapter 19."""
+    found = counts(rows)
+    judged = {status: found[status] for status in STATUSES}
+    of_each = ", ".join(f"{count} {status}" for status, count in judged.items())
+    return f"{sum(judged.values())} claims: {of_each}; besides, inputs {found['input']}, asides {found['aside']}"
 
 
 def show(claim: Claim, outcome: Outcome) -> str:
@@ -291,27 +363,33 @@ def show(claim: Claim, outcome: Outcome) -> str:
         return "-"
     if isinstance(value, int) and abs(value) < 10**9:
         return f"{value:,}"
-    if claim.expect or claim.status or (half := printed_number(claim.printed)[1]) in (0.0, 0.5):
+    judged = not (claim.expect or claim.status or claim.kind == "aside")
+    if not judged or (half := printed_number(claim.printed)[1]) in (0.0, 0.5):
         return f"{value:,.5g}"
     return f"{value:,.{max(0, round(-math.log10(2 * half))) + 1}f}"
 
 
 def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "results") -> int:
-    """Print the ledger, or the claims `ids` with notes; returns the exit code 0. Built in chapter 19."""
+    """Print the ledger by status, or the claims `ids` with notes; returns the exit code 0. Built in chapter 19."""
     ids = list(ids)
     rows = [(claim, evaluate(claim, folder)) for claim in select(load_claims(), ids)]
-    counts = {status: sum(outcome.status == status for _, outcome in rows) for status in STATUSES}
     if as_json:
         entries = [asdict(claim) | asdict(outcome) | {"function": claim.computed} for claim, outcome in rows]
-        print(json.dumps({"claims": entries, "counts": counts}, indent=1))
+        print(json.dumps({"claims": entries, "counts": counts(rows)}, indent=1))
         return 0
     from rich.console import Console
 
     console = Console()
-    console.print(table(rows))
-    if ids:
-        for claim, outcome in rows:
-            text = " ".join(t for t in (claim.note, f"[{outcome.detail}]" if outcome.detail else "") if t)
-            console.print(f"{claim.id}: {text}", markup=False, highlight=False)
-    console.print(f"{len(rows)} claims: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    for status, meaning in (STATUSES | NOT_JUDGED).items():
+        group = [row for row in rows if row[1].status == status]
+        if group:
+            console.print(f"{status}: {meaning}", style="bold", highlight=False, soft_wrap=True)
+            console.print(table(group))
+        for claim, outcome in group if ids else ():
+            parts = [claim.note]
+            parts += [f"[{outcome.detail}]"] if outcome.detail else []
+            parts += [f"Judged at {claim.tolerance}: {claim.because}"] if claim.because else []
+            parts += [f"See {claim.source}."] if claim.source else []
+            console.print(f"{claim.id}: {' '.join(parts)}", markup=False, highlight=False)
+    console.print(summary(rows), highlight=False, soft_wrap=True)
     return 0

@@ -202,28 +202,6 @@ def latent_over_head() -> Value:
     return RATIO * WIDTH / (WIDTH / HEADS), f"r = {RATIO * WIDTH:.0f}, d_k = {WIDTH // HEADS}"
 
 
-def fp16_megabytes(millions: float) -> Value:
-    """Bytes of that many million parameters at two bytes each, in MB. Built in chapter 19."""
-    return FP16 * millions, f"{4 * millions:.0f} MB in fp32, {millions:.0f} MB in int8"
-
-
-def total_megabytes(parameters: float, cache: float, activations: float, bytes_each: int = 1) -> Value:
-    """A column of Table 6 summed; `bytes_each` takes its first row for a count in millions.
-
-    Built in chapter 19.
-    """
-    return bytes_each * parameters + cache + activations, ""
-
-
-def memory_rise(*columns: float, bytes_each: int = 1) -> Value:
-    """Percent by which the second column of Table 6 (parameters, cache, activations) exceeds the first.
-
-    Built in chapter 19.
-    """
-    first, second = (total_megabytes(*column, bytes_each=bytes_each)[0] for column in (columns[:3], columns[3:]))
-    return 100 * (second / first - 1), f"{second:.0f} against {first:.0f} MB"
-
-
 # Lemmas and theorems of section 3.2. The formulas are in `complexity`; here they meet the paper's settings.
 
 
@@ -404,9 +382,9 @@ def gate_change() -> Value:
     return abs(gate(step) - gate(-step)) / (2 * step), "d gate / d b for two chosen experts, logits 1.0 and 0.5"
 
 
-def noise_floor(tokens: int) -> Value:
+def noise_floor(tokens: int, routed: int = N_ROUTED, top_k: int = TOP_K) -> Value:
     """The CV that independent uniform routing shows in a window of that many tokens. Built in chapter 19."""
     from moemla import balancing
 
-    floors = (f"{balancing.noise_floor(N_ROUTED, TOP_K, t):.3f} at {t:,}" for t in (SEQUENCE, 8192, 65536))
-    return balancing.noise_floor(N_ROUTED, TOP_K, tokens), "floor " + ", ".join(floors)
+    floors = (f"{balancing.noise_floor(routed, top_k, t):.3f} at {t:,}" for t in (SEQUENCE, 8192, 65536))
+    return balancing.noise_floor(routed, top_k, tokens), "floor " + ", ".join(floors)

@@ -1,0 +1,193 @@
+"""Sentences that hold numbers, in the README and the preface: written from the contents, the ledger and `results/`.
+
+A block stands between `<!-- NAME, written by tools/pages.py -->` and `<!-- end of NAME -->`.
+"""
+
+import re
+import textwrap
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+_BLOCK = re.compile(r"(<!-- ([a-z-]+), written by tools/pages\.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+
+
+def chapters(book: Path = ROOT / "book") -> str:
+    """How many chapters of the plan are there, and which."""
+    plan = yaml.safe_load((book / "chapters.yml").read_text(encoding="utf-8"))
+    written = [c["title"] for c in plan if (book / f"{c['number']:02d}-{c['slug']}.ipynb").exists()]
+    if len(written) == len(plan):
+        return f"All {len(plan)} chapters are written."
+    return (
+        f"{len(written)} of {len(plan)} chapters are written: {', '.join(written)}.\n"
+        "What the others will build by hand is, as far as it exists, in the library only."
+    )
+
+
+@cache
+def ledger() -> str:
+    """How many claims of the paper have which status, and whether the tables are complete."""
+    from moemla.experiments import claims
+
+    entries = claims.load_claims()
+    rows = [(claim, claims.evaluate(claim, RESULTS)) for claim in entries]
+    found = claims.counts(rows)
+    cells, missing = claims.cells(), claims.missing_cells(entries)
+    readings = sum(outcome.detail.startswith("holds if") for _, outcome in rows)
+    judged = sum(found[status] for status in claims.STATUSES)
+    texts = [
+        f"{found['computed']} follow from settings that the paper states",
+        f"{found['consistent']} agree with its other numbers",
+        f"{found['measured'] or 'none'} were measured here",
+        f"{found['contradicted']} are contradicted",
+        f"{found['undetermined']} cannot be decided from the text ({readings} of them hold under a reading that it "
+        "does not state)",
+        f"{found['not run']} need a run that has not been made",
+    ]
+    sentence = (
+        f"The ledger has {judged} claims and {found['input']} settings of the paper, with "
+        f"{len(cells) - len(missing)} of the {len(cells)} cells of its eight tables among them. "
+        f"Of the claims {', '.join(texts[:-1])}, and {texts[-1]}."
+    )
+    return textwrap.fill(sentence, 128)
+
+
+def ten_minutes() -> str:
+    """The two runs of `moemla experiment ten-minutes`, the newest of each."""
+    from moemla.experiments import results
+
+    lines, changed = [], False
+    for data, text in (("builtin", "On {n} CPU cores"), ("files", "On real TinyStories")):
+        runs = [r for r in results.load(RESULTS, "ten-minutes") if r.settings["data"] == data]
+        longest = max(r.settings["steps"] for r in runs)  # not a smoke run
+        run = max((r for r in runs if r.settings["steps"] == longest), key=lambda r: r.provenance["date"])
+        counted = run.measures["counted_bits_per_byte"]["4"]
+        changed |= bool(run.provenance["git"] and run.provenance["git"]["dirty"])
+        lines.append(
+            f"{text.format(n=run.provenance['machine']['cores'])} training takes {run.measures['seconds'] / 60:.1f} "
+            f"minutes and reaches {run.measures['bits_per_byte']:.3f} bits per byte on {run.measures['stories']} new "
+            f"stories; a counted 4-gram has {counted:.3f}."
+        )
+    if changed:
+        lines.append("(At least one of the two was made while the package differed from its commit.)")
+    return "\n".join(lines)
+
+
+def benches() -> str:
+    """Tokens per second beside transformers."""
+    from moemla.experiments import results
+
+    cases = [
+        ("training, tiny (V 4,096, experts 64 wide)", "train", "tiny", 64, "ours auto"),
+        ("training, XS (V 50,257, experts 128 wide)", "train", "XS", 128, "ours auto"),
+        ("decoding one sequence, tiny", "decode", "tiny", 64, "ours"),
+        ("decoding one sequence, XS", "decode", "XS", 128, "ours"),
+    ]
+    out = ["| tokens per second | moemla | compiled | transformers |", "|---|---|---|---|"]
+    found = [r for r in results.load(RESULTS, "bench") if r.settings["device"] == "cpu"]
+    for label, what, size, width, program in cases:
+        wanted = {"what": what, "size": size, "d_expert": width}
+        result = max((r for r in found if wanted.items() <= r.settings.items()), key=lambda r: r.provenance["date"])
+        speed = {row["program"]: row["tokens"] / row["seconds"] for row in result.measures["rows"]}
+        shown = [f"{speed[name]:,.0f}" if name in speed else "" for name in (program, "ours compiled", "transformers")]
+        out.append(f"| {label} | {' | '.join(shown)} |")
+    return "\n".join(out)
+
+
+def latent_cost() -> str:
+    """Table 2's difference between MLA and MHA, and the one that chapter 5 measured."""
+    import math
+
+    import numpy as np
+
+    from moemla.evaluation import mean_interval
+    from moemla.experiments import chapter05, claims, results
+
+    ledger = {claim.id: claim for claim in claims.load_claims()}
+    nats = {
+        name: math.log(claims.printed_number(ledger[f"T2-{name}"].printed)[0]) for name in ("mha", "mla", "mla-rope")
+    }
+    measured = [r for r in results.load(RESULTS, "chapter05") if r.settings.get("stories") is None]
+    runs = {data: chapter05.seeds_of(measured, data) for data in ("builtin", "files")}
+
+    def apart(data: str, ours: str, other: str) -> str:
+        losses = [np.array([r.measures["nats_per_token"] for r in runs[data][name]]) for name in (ours, other)]
+        mean, half = mean_interval((losses[0] - losses[1]).tolist())
+        return f"{mean:+.3f} ± {half:.3f}"
+
+    millions = max(r.measures["parameters"] for r in runs["builtin"]["mla"]) / 1e6
+    return (
+        f"- Does a latent cost anything? Table 2 has {nats['mla'] - nats['mha']:+.3f} nats for `mla` against MHA, "
+        f"{nats['mla-rope'] - nats['mha']:+.3f} for `mla-rope`, and no MHA with rotary\n"
+        f"  positions. Here, at {millions:.1f} M parameters on built-in stories, {len(runs['builtin']['mla'])} seeds, "
+        "each at its own best rate, paired differences in nats and\n"
+        f"  95 %: `mla` - `mha` {apart('builtin', 'mla', 'mha')}, `mla-rope` - `mha-rope` "
+        f"{apart('builtin', 'mla-rope', 'mha-rope')}. On real stories, {len(runs['files']['mla-rope'])} seeds, "
+        f"{apart('files', 'mla-rope', 'mha-rope')}.\n"
+        "  Rates from runs that were too short, or a single seed, had said that it is free; chapter 5 shows both."
+    )
+
+
+def machines() -> str:
+    """What the files of `results/` were measured on, and the largest model trained."""
+    from moemla.experiments import results
+
+    found = results.load(RESULTS)
+    gpus = sorted({gpu for r in found for gpu in r.provenance["machine"]["gpus"] or ()})
+    cores = max(r.provenance["machine"]["cores"] for r in found)
+    trained = [r.measures["parameters"] for r in found if "parameters" in r.measures]
+    minutes = [r.measures["seconds"] / 60 for r in found if "seconds" in r.measures]
+    on = f"on {cores} CPU cores, " + (f"or on {', '.join(gpus)}" if gpus else "without a GPU")
+    return (
+        f"The {len(found)} results shown were measured {on}: models of up to {max(trained) / 1e6:.1f} million "
+        f"parameters, trained for up to {max(minutes):.0f} minutes."
+    )
+
+
+def gpu() -> str:
+    """Whether a GPU has run the kernels."""
+    from moemla.experiments import results
+
+    gpus = sorted({gpu for r in results.load(RESULTS, "bench") for gpu in r.provenance["machine"]["gpus"] or ()})
+    if gpus:
+        return f"What was measured of them on {', '.join(gpus)} is in `results/`. They are off until asked for."
+    return (
+        "**No result here was measured on a GPU**, so nothing is said of their speed, and they are off until asked for."
+    )
+
+
+BLOCKS = {
+    "gpu": gpu,
+    "chapters": chapters,
+    "ledger": ledger,
+    "ten-minutes": ten_minutes,
+    "benches": benches,
+    "latent-cost": latent_cost,
+    "machines": machines,
+}
+FILES = ("README.md", "book/preface.md")
+
+
+def filled(text: str) -> str:
+    """A page with every block written anew; KeyError for a block that does not exist."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{BLOCKS[m[2]]()}\n{m[3]}", text)
+
+
+def blocks_of(text: str) -> list[str]:
+    """Names of a page's blocks."""
+    return [match[2] for match in _BLOCK.finditer(text)]
+
+
+def clock_minutes(provenances: list[dict[str, Any]]) -> float:
+    """Minutes in which at least one of the runs was at work; two side by side count once."""
+    ends = [(datetime.fromisoformat(run["date"]).timestamp(), run["seconds"]) for run in provenances]
+    total, until = 0.0, -float("inf")
+    for begin, end in sorted((end - seconds, end) for end, seconds in ends):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total / 60
