@@ -232,6 +232,8 @@ class Router(nn.Module):
         return routing
 
     def _count(self, routing: Routing) -> None:
+        if getattr(self, "_is_replica", False):  # nn.DataParallel's, which is thrown away with what it counted
+            raise RuntimeError("nn.DataParallel loses the loads of its replicas; use DistributedDataParallel")
         if self.load.device != routing.index.device:  # moved by FSDP, which does not ask the module
             self._follow(routing.index.device)
         self.load += routing.counts

@@ -50,7 +50,7 @@ class TrainConfig:
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
     balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"] = "sign"
     balance_rate: float | None = None  # the rule's own
-    switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; 0: balanced by the bias alone
+    switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; with micro-batches a pass more
     z_loss: float = 0.0  # weight of the router's z-loss
     seed: int = 0
     log_every: int = 10  # steps

@@ -1,12 +1,16 @@
 """The whole layer: router, routed and shared experts, padding."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from moemla.feedforward import activate
 from moemla.moe import MixtureOfExperts
-from tests.helpers import close, shake
+from tests.helpers import close, model_of, shake, tokens_of
 
 
 def layer_of(dtype=torch.float64, **changes):
@@ -145,3 +149,22 @@ def test_one_token_and_none():
     layer = layer_of()
     assert layer(torch.randn(1, 1, 6, dtype=torch.float64)).shape == (1, 1, 6)
     assert layer(torch.randn(0, 4, 6, dtype=torch.float64)).shape == (0, 4, 6)
+
+
+def test_a_pass_without_backward_leaves_nothing_behind():
+    """Whatever autograd saved on the way is gone with the loss, though the routing can still be looked at."""
+
+    class Saved:
+        def __init__(self, tensor):
+            self.tensor = tensor.detach()  # else an output that its own node saves would hold itself
+            saved.append(weakref.ref(self))
+
+    saved, model = [], model_of(n_layers=3).train()
+    text = tokens_of(2, 9)
+    with saved_tensors_hooks(Saved, lambda held: held.tensor):
+        loss = model(text[:, :-1], text[:, 1:])
+    assert len(model.routing()) == 3 and sum(ref() is not None for ref in saved) > 30
+    del loss
+    gc.collect()
+    assert not any(ref() for ref in saved)
+    assert [routing.counts.sum() for routing in model.routing()] == [2 * 8 * 3] * 3

@@ -305,7 +305,8 @@ def test_a_weight_narrowed_from_outside_is_multiplied_in_float32_with_a_warning(
         assert_wide(router, x)
     with pytest.warns(UserWarning), torch.autocast("cpu", dtype=torch.bfloat16):
         assert_wide(router, x)
-    router(x).gate.sum().backward()
+    with pytest.warns(UserWarning):
+        router(x).gate.sum().backward()
     assert router.weight.grad.dtype == torch.bfloat16
     router.bias.data = router.bias.data.bfloat16()
     with pytest.raises(RuntimeError, match=r"router.bias is torch.bfloat16: steps vanish in it"):
@@ -471,3 +472,12 @@ def test_a_repeated_pass_is_not_the_last(reentrant):
     shown = router(torch.randn(3, 4))
     loss.backward()
     assert torch.equal(router.last.index, shown.index)
+
+
+def test_a_replica_of_data_parallel_does_not_count_in_vain():
+    router = Router(d_model=4, n_experts=5, top_k=2)
+    replica = router._replicate_for_data_parallel()
+    replica.weight, replica.bias = router.weight, router.bias
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        replica(torch.randn(6, 4))
+    assert replica.eval()(torch.randn(6, 4)).counts.sum() == 12
