@@ -5,13 +5,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla import kernels
+from moemla.config import CHOICES, require, require_count
 from moemla.devices import at_least_float32
 
 
 def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
-    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4."""
-    if width < 2 or width % 2:
-        raise ValueError(f"width={width}: RoPE turns pairs of dimensions, the width must be even and at least 2")
+    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4.
+
+    ValueError for a width that is not even, or a theta that is not a finite number above 1.
+    """
+    require_count("width", width)
+    require(width % 2 == 0, "width", width, "RoPE turns pairs of dimensions, the width must be even and at least 2")
+    require(1 < theta < torch.inf, "theta", theta, "must be a finite number above 1 (10000 is usual)")
     return theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
 
 
@@ -56,8 +61,8 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if layout not in ("halves", "interleaved"):
-            raise ValueError(f"layout={layout!r}: choose 'halves' or 'interleaved'")
+        require(layout in CHOICES["rope_layout"], "layout", layout, "choose 'halves' or 'interleaved'")
+        require_count("max_seq_len", max_seq_len)
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:
@@ -67,6 +72,13 @@ class RotaryEmbedding(nn.Module):
         else:
             self._fill(device, dtype)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The frequencies that the constructor gives; tables of fixed ones are never anything else."""
+        if self.inv_freq is not None:
+            self.inv_freq.copy_(frequencies(self.width, self.theta))
+
+    @torch.inference_mode(False)  # tables that are made during inference serve training afterwards
     def _fill(self, device, dtype) -> None:
         angles = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu").outer(
             frequencies(self.width, self.theta)
@@ -79,10 +91,20 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("stay", _widen(self.cos, self.cos, self.layout), persistent=False)
         self.register_buffer("swap", _widen(-self.sin, self.sin, self.layout), persistent=False)
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(at_least_float32(fn), recurse)
-        if self.inv_freq is None:
+    def __setattr__(self, name, value):  # tables follow their settings
+        super().__setattr__(name, value)
+        if name in ("theta", "layout", "max_seq_len") and "cos" in self._buffers:
             self._fill(self.cos.device, self.cos.dtype)
+
+    def _apply(self, fn, recurse=True):
+        fn = at_least_float32(fn)
+        if self.inv_freq is not None:
+            return super()._apply(fn, recurse)
+        try:
+            like = fn(self.cos[:1])
+        except NotImplementedError:  # weights came to a meta model by load_state_dict(assign=True), tables did not
+            like = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
+        self._fill(like.device, like.dtype)
         return self
 
     def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
@@ -107,6 +129,8 @@ class RotaryEmbedding(nn.Module):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
+        if self.cos.device.type == "meta" != x.device.type:  # load_state_dict(assign=True) brings no tables
+            self._fill(x.device, x.dtype)
         if kernels.enabled(x, self.cos):
             from moemla.kernels.rope import rope
 
