@@ -75,7 +75,7 @@ def attend_shared(
 
 
 def head_width(d_model: int, n_heads: int, d_head: int | None, dropout: float, rope: RotaryEmbedding | None) -> int:
-    """The width K of a head, d_model / n_heads where d_head is None. Built in chapter 2.
+    """The width K of a head, d_model / n_heads where d_head is None. Built in chapter 9.
 
     ValueError for counts that are no whole numbers of at least 1, heads that do not divide d_model, a dropout outside
     [0, 1), or a rope of another width.

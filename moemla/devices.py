@@ -23,7 +23,7 @@ def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 
 class Layer(nn.Module):
-    """A module made of modules. Built in chapter 5.
+    """A module made of modules. Built in chapter 13.
 
     `reset_parameters` draws the initial weights again: the numbers that the constructor draws from the same seed.
     """
@@ -39,7 +39,7 @@ class Layer(nn.Module):
 def same_storage(a: Tensor, b: Tensor) -> bool:
     """Whether both are the same numbers in the same place, so that what is written into one is read in the other.
 
-    Built in chapter 5.
+    Built in chapter 13.
     """
     if a is b:
         return True

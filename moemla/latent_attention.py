@@ -151,9 +151,9 @@ class DecoupledLatentAttention(Layer):
         dtype=None,
     ):
         super().__init__()
-        head_width(d_model, n_heads, d_nope, dropout, None)
         for name, value in (("latent_dim", latent_dim), ("d_nope", d_nope), ("d_value", d_value)):
             require_count(name, value)
+        head_width(d_model, n_heads, d_nope, dropout, None)
         require(isinstance(rope, RotaryEmbedding), "rope", rope, "the decoupled form needs a RotaryEmbedding")
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim

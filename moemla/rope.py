@@ -47,7 +47,8 @@ class RotaryEmbedding(nn.Module):
 
     The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
     are computed again when the module moves, and are no part of a checkpoint. With `learnable` the frequencies are a
-    parameter `inv_freq` (K/2,), as the paper says of eq. 9, and the angles are computed at each pass.
+    parameter `inv_freq` (K/2,), as the paper says of eq. 9, and the angles are computed at each pass. ValueError for an
+    odd width, a length below 1, a theta that is not a finite number above 1, or an unknown layout.
     """
 
     def __init__(
