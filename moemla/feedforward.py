@@ -30,6 +30,7 @@ def activation_gradient(
     z: Float[Tensor, "*n f_in"], upstream: Float[Tensor, "*n f"], activation: str
 ) -> Float[Tensor, "*n f_in"]:
     """The gradient of `activate` at z, times the upstream one; for backwards written by hand. Built in chapter 6."""
+    require(activation in CHOICES["activation"], "activation", activation, "choose 'gelu' or 'swiglu'")
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(upstream, z)
     gate, value = z.chunk(2, dim=-1)

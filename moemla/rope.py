@@ -62,8 +62,6 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        require(layout in CHOICES["rope_layout"], "layout", layout, "choose 'halves' or 'interleaved'")
-        require_count("max_seq_len", max_seq_len)
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:
@@ -93,6 +91,10 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("swap", _widen(-self.sin, self.sin, self.layout), persistent=False)
 
     def __setattr__(self, name, value):  # tables follow their settings
+        if name == "layout":
+            require(value in CHOICES["rope_layout"], name, value, "choose 'halves' or 'interleaved'")
+        if name == "max_seq_len":
+            require_count(name, value)
         super().__setattr__(name, value)
         if name in ("theta", "layout", "max_seq_len") and "cos" in self._buffers:
             self._fill(self.cos.device, self.cos.dtype)
@@ -108,6 +110,12 @@ class RotaryEmbedding(nn.Module):
         self._fill(like.device, like.dtype)
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, *how):
+        name = f"{prefix}inv_freq"
+        if name in state_dict and state_dict[name].element_size() < 4:  # assigned, it would take the wide one's place
+            state_dict[name] = state_dict[name].float()
+        super()._load_from_state_dict(state_dict, prefix, *how)
+
     def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (C, T, K/2) from learnable frequencies."""
         if isinstance(where, tuple):
@@ -121,15 +129,18 @@ class RotaryEmbedding(nn.Module):
         """Turns x (B, H, T, K) by its positions: (B or 1, T), or (first, behind the last); default 0 .. T-1.
 
         ValueError for more than max_seq_len of them; IndexError for a position in a tensor that is outside the table
-        (learnable frequencies have none).
+        (learnable frequencies have none; a negative one is seen on the CPU only).
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
             raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
-        if isinstance(where, tuple) and where[1] - where[0] != x.shape[2]:
+        if isinstance(where, tuple) and (where[0] < 0 or where[1] - where[0] != x.shape[2]):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
+        on_host = not isinstance(where, tuple) and where.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and where.numel() and int(where.min()) < 0:
+            raise IndexError(f"positions from {int(where.min())}: must be 0 or more")
         if self.cos.device.type == "meta" != x.device.type:  # load_state_dict(assign=True) brings no tables
             self._fill(x.device, x.dtype)
         if kernels.enabled(x, self.cos):

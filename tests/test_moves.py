@@ -259,11 +259,20 @@ def test_weights_assigned_and_then_moved(form):
     assert not any(buffer.is_meta for buffer in model.buffers())
 
 
+def test_frequencies_that_are_assigned_stay_wide():
+    rope = RotaryEmbedding(8, 9, learnable=True)
+    rope.load_state_dict({"inv_freq": rope.inv_freq.detach().bfloat16()}, assign=True)
+    assert rope.inv_freq.dtype == torch.float32
+
+
 def test_a_table_follows_its_settings():
     x = torch.randn(1, 2, 5, 8)
     rope = RotaryEmbedding(8, 4)
     rope.theta, rope.layout, rope.max_seq_len = 500.0, "interleaved", 9
     assert torch.equal(rope(x), RotaryEmbedding(8, 9, 500.0, "interleaved")(x))
+    for name, value in dict(theta=0.0, layout="thirds", max_seq_len=0).items():
+        with pytest.raises(ValueError, match=f"{name}={value!r}: "):
+            setattr(rope, name, value)
 
 
 def test_targets_that_are_the_tokens_are_said_once():

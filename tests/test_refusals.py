@@ -9,7 +9,7 @@ import torch
 from moemla import cache
 from moemla.attention import MultiHeadAttention
 from moemla.experts import Experts, experts
-from moemla.feedforward import FeedForward, width_in
+from moemla.feedforward import FeedForward, activation_gradient, width_in
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
 from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding, frequencies
@@ -63,6 +63,11 @@ WRONG = [
     ),
     (frequencies, dict(width=4), dict(width=(*COUNTS, 3), theta=(0.0, 1.0, -10.0, NAN, INF))),
     (width_in, dict(d_ff=4, activation="gelu"), dict(activation=("relu", ""))),
+    (
+        activation_gradient,
+        dict(z=torch.zeros(2, 4), upstream=torch.zeros(2, 4), activation="gelu"),
+        dict(activation=("relu",)),
+    ),
     (cache.KVCache, CACHE | dict(n_kv_heads=2, d_head=3), dict(n_kv_heads=COUNTS, d_head=COUNTS, n_layers=COUNTS)),
     (cache.LatentCache, CACHE | dict(latent_dim=3), dict(latent_dim=COUNTS, batch_size=COUNTS, max_len=COUNTS)),
     (
@@ -156,3 +161,30 @@ def test_shapes_that_do_not_fit():
     """In a process of its own, without the tests' own check of shapes: as users have it."""
     done = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_positions_before_the_first(learnable):
+    rope, x = RotaryEmbedding(4, 8, learnable=learnable), torch.randn(1, 1, 1, 4)
+    with pytest.raises(ValueError, match=r"positions=\(-1, 0\)"):
+        rope(x, (-1, 0))
+    if not learnable:
+        with pytest.raises(IndexError, match="positions from -1: must be 0 or more"):
+            rope(x, torch.tensor([[-1]]))
+
+
+@torch.no_grad()
+def test_the_cache_of_another_layer():
+    """Also where the widths agree, and one head would be copied to all."""
+    x = torch.randn(2, 1, 12)
+    layer = MultiHeadLatentAttention(d_model=12, n_heads=3, latent_dim=4)
+    for other in (
+        cache.KVCache(n_kv_heads=3, d_head=4, **CACHE),
+        cache.LatentCache(latent_dim=5, **CACHE),
+        cache.JointLatentCache(latent_dim=4, d_rope=4, **CACHE),
+    ):
+        with pytest.raises(ValueError, match=rf"{type(other).__name__} keeps \(heads, width\) .* this layer has"):
+            layer(x, other[0])
+    heads = MultiHeadAttention(d_model=12, n_heads=3)
+    with pytest.raises(ValueError, match=r"keeps .*\(1, 4\).* this layer has .*\(3, 4\)"):
+        heads(x, cache.LatentCache(latent_dim=4, **CACHE)[0])
