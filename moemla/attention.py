@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moemla.cache import LayerCache
+from moemla.config import require, require_count
+from moemla.devices import Layer
 from moemla.linear import Linear
 from moemla.rope import RotaryEmbedding
 
@@ -35,7 +37,9 @@ def attend(
     may look. Without a mask T > 1 queries are causal over as many keys, and a single query sees them all. `scale`
     replaces 1/sqrt(K).
     """
-    causal = mask is None and q.shape[2] > 1
+    causal = mask is None
+    if q.shape[2] == 1:  # no `and`: in torch.export a length is no int, and a comparison with it no bool
+        causal = False
     grouped, width = q.shape[1] != k.shape[1], v.shape[-1]
     if width < q.shape[-1] and q.shape[2] > 1:  # torch's fast kernels want values as wide as keys
         v = F.pad(v, (0, q.shape[-1] - width))
@@ -70,12 +74,29 @@ def attend_shared(
     return rearrange(rearrange(weights, "b h t s -> b (h t) s") @ v, "b (h t) w -> b h t w", h=heads)
 
 
-class MultiHeadAttention(nn.Module):
+def head_width(d_model: int, n_heads: int, d_head: int | None, dropout: float, rope: RotaryEmbedding | None) -> int:
+    """The width K of a head, d_model / n_heads where d_head is None. Built in chapter 9.
+
+    ValueError for counts that are no whole numbers of at least 1, heads that do not divide d_model, a dropout outside
+    [0, 1), or a rope of another width.
+    """
+    for name, value in (("d_model", d_model), ("n_heads", n_heads), ("d_head", 1 if d_head is None else d_head)):
+        require_count(name, value)
+    require(0 <= dropout < 1, "dropout", dropout, "must be at least 0 and below 1")
+    right = f"must divide d_model={d_model}, or d_head must be given"
+    require(d_head is not None or d_model % n_heads == 0, "n_heads", n_heads, right)
+    width = d_model // n_heads if d_head is None else d_head
+    turned = width if rope is None else rope.width
+    require(turned == width, "rope.width", turned, f"must equal the heads' width, {width}")
+    return width
+
+
+class MultiHeadAttention(Layer):
     """Causal self-attention (B, T, D) -> (B, T, D). Built in chapter 2; RoPE in chapter 4.
 
     n_kv_heads < n_heads shares each key and value head among n_heads / n_kv_heads query heads. With a `KVCache` layer
-    the new tokens are appended and see all that came before; cached keys are already rotated. ValueError if the heads
-    do not divide.
+    the new tokens are appended and see all that came before; cached keys are already rotated. ValueError for what
+    `head_width` refuses, or key heads that do not divide the heads.
     """
 
     def __init__(
@@ -93,11 +114,9 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        if d_head is None and d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads}: must divide d_model={d_model}, or d_head must be given")
-        d_head = d_model // n_heads if d_head is None else d_head
-        if n_heads % n_kv_heads:
-            raise ValueError(f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}")
+        d_head = head_width(d_model, n_heads, d_head, dropout, rope)
+        require_count("n_kv_heads", n_kv_heads)
+        require(n_heads % n_kv_heads == 0, "n_kv_heads", n_kv_heads, f"must divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads, self.dropout, self.rope = n_heads, n_kv_heads, dropout, rope
         how = dict(bias=bias, device=device, dtype=dtype)
         self.q_proj = Linear(d_model, n_heads * d_head, **how)

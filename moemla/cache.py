@@ -17,6 +17,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from moemla.config import require_count
+
+
+def _require_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        require_count(name, value)
+
 
 class Cache:
     """Preallocated buffers for `max_len` tokens of `batch_size` rows in `n_layers` layers. Built in chapter 2.
@@ -28,9 +35,7 @@ class Cache:
     def __init__(
         self, n_layers: int, batch_size: int, max_len: int, widths: tuple[tuple[int, int], ...], dtype=None, device=None
     ):
-        for name, value in (("n_layers", n_layers), ("batch_size", batch_size), ("max_len", max_len)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        _require_counts(n_layers=n_layers, batch_size=batch_size, max_len=max_len)
         self.n_layers, self.max_len = n_layers, max_len
         self.buffers = tuple(
             torch.zeros(n_layers, batch_size, heads, max_len, width, dtype=dtype, device=device)
@@ -88,6 +93,8 @@ class Cache:
         each = [steps] * self.batch_size if isinstance(steps, int) else list(steps)
         if len(each) != self.batch_size:
             raise ValueError(f"{len(each)} lengths for a cache of {self.batch_size} rows")
+        if min(each) < 0:
+            raise ValueError(f"{min(each)} tokens: must be 0 or more")
         self.lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
 
     def reset(self) -> None:
@@ -149,6 +156,11 @@ class LayerCache:
         """
         cache, steps = self.cache, new[0].shape[2]
         cache.require_room(steps)
+        kept, given = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
+        if kept != given:  # else a single head would be copied to all of them
+            raise ValueError(
+                f"{type(cache).__name__} keeps (heads, width) {kept}, this layer has {given}: another cache's"
+            )
         if any(tensor.requires_grad for tensor in new):
             raise RuntimeError(
                 "a cache keeps no gradients: call the model under torch.no_grad() or torch.inference_mode()"
@@ -194,6 +206,7 @@ class KVCache(Cache):
     def __init__(
         self, *, n_layers: int = 1, batch_size: int, max_len: int, n_kv_heads: int, d_head: int, dtype=None, device=None
     ):
+        _require_counts(n_kv_heads=n_kv_heads, d_head=d_head)
         super().__init__(n_layers, batch_size, max_len, ((n_kv_heads, d_head),) * 2, dtype, device)
 
 
@@ -204,6 +217,7 @@ class LatentCache(Cache):
     """
 
     def __init__(self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, dtype=None, device=None):
+        _require_counts(latent_dim=latent_dim)
         super().__init__(n_layers, batch_size, max_len, ((1, latent_dim),) * 2, dtype, device)
 
 
@@ -225,6 +239,7 @@ class HybridCache(Cache):
         dtype=None,
         device=None,
     ):
+        _require_counts(n_heads=n_heads, d_head=d_head, latent_dim=latent_dim)
         super().__init__(n_layers, batch_size, max_len, ((n_heads, d_head), (1, latent_dim)), dtype, device)
 
 
@@ -237,4 +252,5 @@ class JointLatentCache(Cache):
     def __init__(
         self, *, n_layers: int = 1, batch_size: int, max_len: int, latent_dim: int, d_rope: int, dtype=None, device=None
     ):
+        _require_counts(latent_dim=latent_dim, d_rope=d_rope)
         super().__init__(n_layers, batch_size, max_len, ((1, latent_dim + d_rope),), dtype, device)

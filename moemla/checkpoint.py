@@ -125,8 +125,6 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
 
     try:
         weights = load_file(folder / "model.safetensors")
-        if model.config.tie_embeddings:
-            weights["head.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
     except Exception as error:
         raise MoemlaError(f"weights in {folder} cannot be loaded: {_brief(error)}") from error

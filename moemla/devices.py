@@ -1,9 +1,11 @@
-"""What devices and number types ask for: tensors that stay wide in a narrow model, and devices that are refused."""
+"""What devices and number types ask for: tensors that stay wide in a narrow model, weights drawn later, tensors that
+are one, and devices that are refused.
+"""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -18,6 +20,31 @@ def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
         return tensor.to(moved.device) if narrow else moved
 
     return apply
+
+
+class Layer(nn.Module):
+    """A module made of modules. Built in chapter 13.
+
+    `reset_parameters` draws the initial weights again: the numbers that the constructor draws from the same seed.
+    """
+
+    def reset_parameters(self) -> None:
+        """Initial weights, drawn in the constructor's order; what `to_empty` leaves behind becomes a new layer."""
+        for child in self.children():
+            for layer in child if isinstance(child, nn.ModuleList) else [child]:
+                if hasattr(layer, "reset_parameters"):  # dropout has none
+                    layer.reset_parameters()
+
+
+def same_storage(a: Tensor, b: Tensor) -> bool:
+    """Whether both are the same numbers in the same place, so that what is written into one is read in the other.
+
+    Built in chapter 13.
+    """
+    if a is b:
+        return True
+    where = [(t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride(), t.dtype) for t in (a, b)]
+    return where[0] == where[1]  # a pointer to the storage itself: on the meta device all data pointers are 0
 
 
 def require_known(device: torch.device | str) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla import kernels
+from moemla.config import CHOICES, require, require_count
 from moemla.feedforward import activate, activation_gradient, width_in
 
 
@@ -34,12 +35,14 @@ def experts(
     """Gate-weighted sum of each token's experts (eq. 2). Built in chapter 6.
 
     x (N, D), w_in (E, D, F; 2F for swiglu), w_out (E, F, D), index (N, A) with no expert twice in a row, gate (N, A) ->
-    (N, D). backend: "auto", "masked", "loop", "grouped", "gather" or "triton". ValueError for another name.
+    (N, D). backend: "auto", "masked", "loop", "grouped", "gather" or "triton"; torch.export gets "masked" whatever is
+    asked. ValueError for another name.
     """
+    require(backend in ("auto", *BACKENDS), "backend", backend, f"choose one of auto, {', '.join(BACKENDS)}")
+    if torch.compiler.is_exporting():  # one graph for any number of tokens and any choice
+        backend = "masked"
     if backend == "auto":
         backend = choose(x, w_out, index.shape[1])
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: choose one of auto, {', '.join(BACKENDS)}")
     return BACKENDS[backend](x, w_in, w_out, index, gate.to(x.dtype), activation)
 
 
@@ -247,7 +250,10 @@ def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -
 
 
 class Experts(nn.Module):
-    """The weights of E routed experts and the back end that applies them. Built in chapter 6."""
+    """The weights of E routed experts and the back end that applies them. Built in chapter 6.
+
+    ValueError for a count below 1, or an unknown activation or back end.
+    """
 
     def __init__(
         self,
@@ -261,10 +267,18 @@ class Experts(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        for name, value in (("d_model", d_model), ("n_experts", n_experts), ("d_expert", d_expert)):
+            require_count(name, value)
+        allowed = CHOICES["backend"]
+        require(backend in allowed, "backend", backend, f"choose one of {', '.join(allowed)}")
         self.activation, self.backend = activation, backend
         like = dict(device=device, dtype=dtype)
         self.w_in = nn.Parameter(torch.empty(n_experts, d_model, width_in(d_expert, activation), **like))
         self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model, **like))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal, std 0.02: what the constructor draws."""
         nn.init.normal_(self.w_in, std=0.02)
         nn.init.normal_(self.w_out, std=0.02)
 

@@ -6,8 +6,10 @@ The shared experts are one of these too: S experts that always run are one that 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from moemla.config import CHOICES, require, require_count
+from moemla.devices import Layer
 from moemla.linear import Linear
 
 
@@ -28,6 +30,7 @@ def activation_gradient(
     z: Float[Tensor, "*n f_in"], upstream: Float[Tensor, "*n f"], activation: str
 ) -> Float[Tensor, "*n f_in"]:
     """The gradient of `activate` at z, times the upstream one; for backwards written by hand. Built in chapter 6."""
+    require(activation in CHOICES["activation"], "activation", activation, "choose 'gelu' or 'swiglu'")
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(upstream, z)
     gate, value = z.chunk(2, dim=-1)
@@ -39,17 +42,23 @@ def activation_gradient(
 
 
 def width_in(d_ff: int, activation: str) -> int:
-    """Columns of the first matrix: F for GELU, 2F for SwiGLU. Built in chapter 5."""
+    """Columns of the first matrix: F for GELU, 2F for SwiGLU; ValueError for another name. Built in chapter 5."""
+    require(activation in CHOICES["activation"], "activation", activation, "choose 'gelu' or 'swiglu'")
     return 2 * d_ff if activation == "swiglu" else d_ff
 
 
-class FeedForward(nn.Module):
-    """down(activate(up(x))): (..., D) -> (..., F) -> (..., D). Built in chapter 5; as shared experts in chapter 7."""
+class FeedForward(Layer):
+    """down(activate(up(x))): (..., D) -> (..., F) -> (..., D). Built in chapter 5; as shared experts in chapter 7.
+
+    ValueError for a width below 1 or an unknown activation.
+    """
 
     def __init__(
         self, *, d_model: int, d_ff: int, activation: str = "gelu", bias: bool = True, device=None, dtype=None
     ):
         super().__init__()
+        require_count("d_model", d_model)
+        require_count("d_ff", d_ff)
         self.activation = activation
         self.up = Linear(d_model, width_in(d_ff, activation), bias=bias, device=device, dtype=dtype)
         self.down = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)

@@ -8,6 +8,7 @@ name. Dropout, which acts in training only, stays behind; next-token-prediction 
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from moemla.complexity import dense_layers
 from moemla.config import ROW, ModelConfig, require
+from moemla.devices import same_storage
 from moemla.errors import MoemlaError
 from moemla.files import read_json, why, write_json
 from moemla.model import LanguageModel
@@ -94,11 +96,20 @@ def _table(config: ModelConfig):
             )
 
 
+def _require_one_table(weights: Mapping[str, Tensor], config: ModelConfig, head: str, table: str) -> None:
+    """A head that differs from the embedding has no place in a tied model, and is not left out in silence."""
+    if config.tie_embeddings and weights.keys() >= {head, table}:
+        one = same_storage(weights[head], weights[table]) or torch.equal(weights[head], weights[table])
+        require(one, "tie_embeddings", True, f"{head} differs from {table}: False")
+
+
 def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Tensors by our names (weights, or their gradients) as tensors by the names of DeepseekV3ForCausalLM.
 
-    A weight that is not given is left out, and so is the head where it is tied. Built in chapter 14.
+    A weight that is not given is left out, and so is the head where it is tied; ValueError for a tied one that differs
+    from the embedding. Built in chapter 14.
     """
+    _require_one_table(weights, config, "head.weight", "embedding.weight")
     return {
         name: tensor
         for ours, theirs, (forth, _) in _table(config)
@@ -109,6 +120,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
 
 def weights_from_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `weights_to_deepseek_v3`. Built in chapter 14."""
+    _require_one_table(weights, config, "lm_head.weight", "model.embed_tokens.weight")
     return {
         name: tensor
         for ours, theirs, (_, back) in _table(config)
@@ -249,9 +261,10 @@ def to_deepseek_v3(model: LanguageModel) -> Any:
     """A transformers DeepseekV3ForCausalLM with copies of our weights: the same logits. Built in chapter 14.
 
     Of the same dtype, on the same device, in the same mode; router and balancing bias (`e_score_correction_bias`) stay
-    float32 or wider. ValueError for a setting that it does not have; MoemlaError without transformers.
+    float32 or wider. Head and embedding are one table there if they are one here, whatever the config says. ValueError
+    for a setting that it does not have; MoemlaError without transformers.
     """
-    transformers, config = _transformers(), model.config
+    transformers, config = _transformers(), replace(model.config, tie_embeddings=model.tied)
     weight = model.embedding.weight
     settings = settings_to_deepseek_v3(config)
     if config.d_expert % ROW or weight.dtype == torch.float64:
@@ -270,12 +283,14 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     """Our model with copies of the weights of a transformers DeepseekV3ForCausalLM: the same logits.
 
     Of the same dtype, on the same device, in the same mode; router and balancing bias are float32 or wider, as in all
-    our models. ValueError for what ours cannot be (queries through a latent, groups of experts, scaled positions,
-    biases, other activations), naming it; MoemlaError without transformers. Built in chapter 14.
+    our models; head and embedding are one table or two as they are there. ValueError for what ours cannot be (queries
+    through a latent, groups of experts, scaled positions, biases, other activations), naming it; MoemlaError without
+    transformers. Built in chapter 14.
     """
     wanted, kind = _transformers().DeepseekV3ForCausalLM, type(hf_model).__name__
     require(isinstance(hf_model, wanted), "hf_model", kind, f"give a {wanted.__name__}")
-    config = settings_from_deepseek_v3(hf_model.config)
+    tied = same_storage(hf_model.lm_head.weight, hf_model.model.embed_tokens.weight)
+    config = replace(settings_from_deepseek_v3(hf_model.config), tie_embeddings=tied)
     given = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
     read = {name for _, theirs, _ in _table(config) for name in theirs}
     left = sorted(given.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))

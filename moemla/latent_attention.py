@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moemla import kernels
-from moemla.attention import attend, attend_shared, merge_heads, split_heads
+from moemla.attention import attend, attend_shared, head_width, merge_heads, split_heads
 from moemla.cache import HybridCache, LatentCache, LayerCache
+from moemla.config import require, require_count
+from moemla.devices import Layer
 from moemla.linear import Linear
 from moemla.rope import RotaryEmbedding
 
@@ -41,13 +43,14 @@ def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
     return (steps == 1 and not lossy) if absorb is None else absorb
 
 
-class MultiHeadLatentAttention(nn.Module):
+class MultiHeadLatentAttention(Layer):
     """The paper's latent attention with rotary positions, (B, T, D) -> (B, T, D): eqs. 13-14. Built in chapter 3; RoPE
     in chapter 4.
 
     K_h = RoPE((x W^Kc) W^Kr_h), V_h = (x W^Vc) W^Vr_h; W^Kc and W^Vc are D x R and shared by the heads. With a layer of
     a `LatentCache` 2 R numbers a token are kept, with one of a `HybridCache` the rotated keys and the V latent.
-    `absorb` says whether cached V is used without being rebuilt (default: for a single new token).
+    `absorb` says whether cached V is used without being rebuilt (default: for a single new token). ValueError for what
+    `head_width` refuses, or a latent_dim below 1.
     """
 
     def __init__(
@@ -64,9 +67,8 @@ class MultiHeadLatentAttention(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if d_head is None and d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads}: must divide d_model={d_model}, or d_head must be given")
-        d_head = d_model // n_heads if d_head is None else d_head
+        d_head = head_width(d_model, n_heads, d_head, dropout, rope)
+        require_count("latent_dim", latent_dim)
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         how = dict(bias=bias, device=device, dtype=dtype)
         self.q_proj = Linear(d_model, n_heads * d_head, **how)
@@ -124,14 +126,14 @@ class MultiHeadLatentAttention(nn.Module):
         return self.out_proj(merge_heads(out))
 
 
-class DecoupledLatentAttention(nn.Module):
+class DecoupledLatentAttention(Layer):
     """DeepSeek-V2's latent attention (arXiv 2405.04434, 2.1), (B, T, D) -> (B, T, D). Built in chapter 4.
 
     One latent c = RMSNorm(x W^DKV) of width R gives K and V; each head's key is [c W^UK_h ; k_rope] with one rotated
     k_rope of width d_rope for all heads, and its query [q_nope ; q_rope]. Softmax scale (d_nope + d_rope)^-1/2. A
     `JointLatentCache` layer keeps R + d_rope numbers a token. Absorbed: the query goes to the latent's space, q_nope
     W^UK_h^T, and no key is ever rebuilt; k_up's bias then adds one number to all of a query's scores, which softmax
-    does not see.
+    does not see. ValueError for a width below 1.
     """
 
     def __init__(
@@ -149,6 +151,10 @@ class DecoupledLatentAttention(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        for name, value in (("latent_dim", latent_dim), ("d_nope", d_nope), ("d_value", d_value)):
+            require_count(name, value)
+        head_width(d_model, n_heads, d_nope, dropout, None)
+        require(isinstance(rope, RotaryEmbedding), "rope", rope, "the decoupled form needs a RotaryEmbedding")
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim
         self.scale = (d_nope + rope.width) ** -0.5

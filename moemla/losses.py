@@ -68,12 +68,14 @@ def linear_cross_entropy(
     none.
 
     x (N, D), weight (V, D), targets (N,) int64. At most `chunk` x V logits exist at once. Gradients are exact; asking
-    for second derivatives raises. Built in chapter 5.
+    for second derivatives raises. ValueError for a target outside the vocabulary (on a CPU). Built in chapter 5.
     """
     if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
         x, weight = x.detach(), weight.detach()
     if len(targets) != len(x) or chunk < 1:
         raise ValueError(f"{len(targets)} targets for {len(x)} rows, chunk={chunk}: one for each row, and at least 1")
     kind = x.device.type
+    if kind == "cpu" and not torch.compiler.is_compiling() and len(x) and int(targets.max()) >= len(weight):
+        raise ValueError(f"targets up to {int(targets.max())}: must be below the vocabulary's size, {len(weight)}")
     narrow = kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # as torch's own
     return _LinearCrossEntropy.apply(x, weight, targets, chunk, torch.get_autocast_dtype(kind) if narrow else x.dtype)

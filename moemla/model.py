@@ -4,7 +4,10 @@
 """
 
 import os
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache as once
 from pathlib import Path
 
 import torch
@@ -15,7 +18,7 @@ from moemla import complexity
 from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
 from moemla.config import ModelConfig
-from moemla.devices import require_known
+from moemla.devices import Layer, require_known, same_storage
 from moemla.feedforward import FeedForward
 from moemla.files import replacing, write_json
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
@@ -66,7 +69,7 @@ def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
     )
 
 
-class Block(nn.Module):
+class Block(Layer):
     """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D): eqs.
 
     11-12. `layer` is its number, from 0: the first `n_dense_layers` have no experts. Built in chapter 5.
@@ -91,11 +94,36 @@ class Block(nn.Module):
         return x + self.dropout(self.feedforward(normed, valid) if routed else self.feedforward(normed))
 
 
-class LanguageModel(nn.Module):
+@once
+def _warn_of_copying() -> None:
+    warnings.warn(
+        "targets are the tokens themselves, so the model learns to copy: shift them by one, "
+        "model(text[:, :-1], text[:, 1:])",
+        stacklevel=5,  # past the module's __call__, to who called the model
+    )
+
+
+def _copies(tokens: Int[Tensor, "b t"], targets: Int[Tensor, "b t"]) -> bool:
+    """Whether each target that is scored is the token it stands at; a row of one token repeated may be so rightly.
+
+    Values are compared on a CPU only: a GPU would have to be waited for at each step.
+    """
+    if same_storage(tokens, targets) or tokens.device.type != "cpu":
+        return same_storage(tokens, targets)
+    scored = targets >= 0
+    kept = targets[scored]
+    return torch.equal(kept, tokens[scored]) and kept.numel() > 0 and bool(kept.min() != kept.max())
+
+
+class LanguageModel(Layer):
     """A decoder-only language model built from a `ModelConfig`. Built in chapter 5; with experts in chapter 9.
 
-    model(tokens) gives logits (B, T, V); model(tokens, targets) the mean nats per target. `dtype` float32 (default),
-    float64 or bfloat16; router, balancing bias and rotary tables stay float32 or wider.
+    model(tokens) gives logits (B, T, V); model(tokens, targets) the mean nats per target, and targets are the tokens
+    that follow: model(text[:, :-1], text[:, 1:]). `dtype` float32 (default), float64 or bfloat16; router, balancing
+    bias and rotary tables stay float32 or wider.
+
+    Built on the meta device, it becomes a model by `to_empty` and then `reset_parameters` or `load_state_dict`, or by
+    `load_state_dict(..., assign=True)`.
     """
 
     def __init__(self, config: ModelConfig, device=None, dtype=None):
@@ -116,6 +144,35 @@ class LanguageModel(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialise()
+
+    def reset_parameters(self) -> None:
+        """Initial weights, drawn again: those that the constructor draws from the same seed, bit by bit."""
+        super().reset_parameters()
+        self._initialise()
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one table now, whatever the config said. Built in chapter 5."""
+        return same_storage(self.head.weight, self.embedding.weight)
+
+    def _apply(self, fn, recurse=True):
+        tied = self.tied
+        super()._apply(fn, recurse)
+        if tied:  # `to_empty` has made two parameters of it
+            self.head.weight = self.embedding.weight
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        """Where there is one table here, one is read: a file may name it once, or twice with the same numbers."""
+        names = [f"{prefix}embedding.weight", f"{prefix}head.weight"]
+        if self.tied and names[0] in state_dict:
+            table, head = (state_dict.get(name, state_dict[names[0]]) for name in names)
+            if not (same_storage(table, head) or table.is_meta or head.is_meta or torch.equal(table, head)):
+                errors.append(f"{names[1]}: differs from {names[0]}; it needs a model with tie_embeddings=False")
+            if local_metadata.get("assign_to_params_buffers"):
+                table = nn.Parameter(table, requires_grad=self.embedding.weight.requires_grad)
+            state_dict |= dict.fromkeys(names, table)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -145,9 +202,17 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "b t v"] | Float[Tensor, ""]:
         """tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) the mean nats over those that are not negative.
 
-        cache: from `new_cache`; the tokens are appended to it. lengths (B,): row b holds lengths[b] tokens, the rest is
-        padding on the right, which takes no expert, no count and no loss. ValueError past max_seq_len.
+        targets[b, t] is the token that follows tokens[b, t]: model(text[:, :-1], text[:, 1:]). Nothing is shifted here;
+        targets that are the tokens themselves get one warning (not in compiled code, and on a GPU only where they are
+        one tensor). cache: from `new_cache`; the tokens are appended to it. lengths (B,): row b holds lengths[b]
+        tokens, the rest is padding on the right, which takes no expert, no count and no loss. ValueError past
+        max_seq_len, for shapes that do not fit, tokens outside the vocabulary or lengths outside 0 .. T (the last two
+        are looked at on the CPU only).
         """
+        if targets is not None and targets.shape != tokens.shape:
+            raise ValueError(f"targets of shape {tuple(targets.shape)}: must have the tokens', {tuple(tokens.shape)}")
+        if targets is not None and not torch.compiler.is_compiling() and _copies(tokens, targets):
+            _warn_of_copying()
         x = self.features(tokens, cache=cache, lengths=lengths)
         if targets is None:
             return self.head(x)
@@ -164,16 +229,28 @@ class LanguageModel(nn.Module):
     ) -> Float[Tensor, "b t d"]:
         """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s. Built in chapter 5."""
         require_known(tokens.device)
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)}: give (B, T)")
         steps = tokens.shape[1]
         held = 0 if cache is None else cache.length
         if held + steps > self.config.max_seq_len:
             raise ValueError(f"{held + steps} tokens are more than max_seq_len={self.config.max_seq_len}")
         valid = None
         if lengths is not None:
-            if cache is not None and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
+            if lengths.shape != tokens.shape[:1]:
+                raise ValueError(
+                    f"lengths of shape {tuple(lengths.shape)}: must have one for each of {len(tokens)} rows"
+                )
+            # A cache takes them to the host in any case; else a GPU would have to be waited for.
+            seen = cache is not None or (lengths.device.type == "cpu" and not torch.compiler.is_compiling())
+            if seen and len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
                 raise ValueError(f"lengths={lengths.tolist()}: must be between 0 and the {steps} tokens of a row")
             valid = self._valid(tokens, lengths)
-        x = self.embedding(tokens)
+        try:
+            x = self.embedding(tokens)
+        except IndexError:  # on a GPU, an assertion of the device
+            low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
+            raise ValueError(f"tokens from {low} to {high}: must be between 0 and {last}") from None
         if self.position is not None:
             where = (0, steps) if cache is None else cache.where(steps, tokens.device)
             x = x + self.position.weight[slice(*where) if isinstance(where, tuple) else where]
@@ -226,6 +303,7 @@ class LanguageModel(nn.Module):
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
         """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5.
 
+        A head that is no longer the embedding is written too, and the config says so: tie_embeddings is what is true.
         Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2 every rank calls it, and the first one writes.
         """
         from safetensors.torch import save
@@ -238,11 +316,11 @@ class LanguageModel(nn.Module):
         if sharded and torch.distributed.get_rank():
             return
         weights = {name: tensor.contiguous() for name, tensor in state.items()}
-        if self.config.tie_embeddings:
-            del weights["head.weight"]  # the same storage as embedding.weight
+        if self.tied:
+            del weights["head.weight"]
         with replacing(folder / "model.safetensors") as file:
             file.write(save(weights))
-        write_json(folder / "config.json", self.config.to_dict())
+        write_json(folder / "config.json", replace(self.config, tie_embeddings=self.tied).to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
 

@@ -4,14 +4,16 @@ passes (eqs. 1-2).
 
 from einops import rearrange
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from moemla.config import require
+from moemla.devices import Layer
 from moemla.experts import Experts
 from moemla.feedforward import FeedForward
 from moemla.routing import Router
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Layer):
     """(B, T, D) -> (B, T, D): routed plus shared experts. Built in chapters 6 and 7; the whole in chapter 9.
 
     `valid` (B, T) is False at padding, which takes no routed expert and is not counted. `n_shared` experts of width F
@@ -43,6 +45,8 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(
             d_model=d_model, n_experts=n_experts, d_expert=d_expert, activation=activation, backend=backend, **like
         )
+        whole = isinstance(n_shared, int) and not isinstance(n_shared, bool)
+        require(whole and n_shared >= 0, "n_shared", n_shared, "must be a whole number of 0 or more")
         self.shared = None
         if n_shared:
             self.shared = FeedForward(

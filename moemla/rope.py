@@ -5,13 +5,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla import kernels
+from moemla.config import CHOICES, require, require_count
 from moemla.devices import at_least_float32
 
 
 def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
-    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4."""
-    if width < 2 or width % 2:
-        raise ValueError(f"width={width}: RoPE turns pairs of dimensions, the width must be even and at least 2")
+    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4.
+
+    ValueError for a width that is not even, or a theta that is not a finite number above 1.
+    """
+    require_count("width", width)
+    require(width % 2 == 0, "width", width, "RoPE turns pairs of dimensions, the width must be even and at least 2")
+    require(1 < theta < torch.inf, "theta", theta, "must be a finite number above 1 (10000 is usual)")
     return theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width)
 
 
@@ -42,7 +47,8 @@ class RotaryEmbedding(nn.Module):
 
     The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
     are computed again when the module moves, and are no part of a checkpoint. With `learnable` the frequencies are a
-    parameter `inv_freq` (K/2,), as the paper says of eq. 9, and the angles are computed at each pass.
+    parameter `inv_freq` (K/2,), as the paper says of eq. 9, and the angles are computed at each pass. ValueError for an
+    odd width, a length below 1, a theta that is not a finite number above 1, or an unknown layout.
     """
 
     def __init__(
@@ -56,8 +62,6 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        if layout not in ("halves", "interleaved"):
-            raise ValueError(f"layout={layout!r}: choose 'halves' or 'interleaved'")
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:
@@ -67,6 +71,13 @@ class RotaryEmbedding(nn.Module):
         else:
             self._fill(device, dtype)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The frequencies that the constructor gives; tables of fixed ones are never anything else."""
+        if self.inv_freq is not None:
+            self.inv_freq.copy_(frequencies(self.width, self.theta))
+
+    @torch.inference_mode(False)  # tables that are made during inference serve training afterwards
     def _fill(self, device, dtype) -> None:
         angles = torch.arange(self.max_seq_len, dtype=torch.float64, device="cpu").outer(
             frequencies(self.width, self.theta)
@@ -79,11 +90,31 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("stay", _widen(self.cos, self.cos, self.layout), persistent=False)
         self.register_buffer("swap", _widen(-self.sin, self.sin, self.layout), persistent=False)
 
-    def _apply(self, fn, recurse=True):
-        super()._apply(at_least_float32(fn), recurse)
-        if self.inv_freq is None:
+    def __setattr__(self, name, value):  # tables follow their settings
+        if name == "layout":
+            require(value in CHOICES["rope_layout"], name, value, "choose 'halves' or 'interleaved'")
+        if name == "max_seq_len":
+            require_count(name, value)
+        super().__setattr__(name, value)
+        if name in ("theta", "layout", "max_seq_len") and "cos" in self._buffers:
             self._fill(self.cos.device, self.cos.dtype)
+
+    def _apply(self, fn, recurse=True):
+        fn = at_least_float32(fn)
+        if self.inv_freq is not None:
+            return super()._apply(fn, recurse)
+        try:
+            like = fn(self.cos[:1])
+        except NotImplementedError:  # weights came to a meta model by load_state_dict(assign=True), tables did not
+            like = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
+        self._fill(like.device, like.dtype)
         return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *how):
+        name = f"{prefix}inv_freq"
+        if name in state_dict and state_dict[name].element_size() < 4:  # assigned, it would take the wide one's place
+            state_dict[name] = state_dict[name].float()
+        super()._load_from_state_dict(state_dict, prefix, *how)
 
     def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (C, T, K/2) from learnable frequencies."""
@@ -98,15 +129,20 @@ class RotaryEmbedding(nn.Module):
         """Turns x (B, H, T, K) by its positions: (B or 1, T), or (first, behind the last); default 0 .. T-1.
 
         ValueError for more than max_seq_len of them; IndexError for a position in a tensor that is outside the table
-        (learnable frequencies have none).
+        (learnable frequencies have none; a negative one is seen on the CPU only).
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
             raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
-        if isinstance(where, tuple) and where[1] - where[0] != x.shape[2]:
+        if isinstance(where, tuple) and (where[0] < 0 or where[1] - where[0] != x.shape[2]):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
+        on_host = not isinstance(where, tuple) and where.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_host and where.numel() and int(where.min()) < 0:
+            raise IndexError(f"positions from {int(where.min())}: must be 0 or more")
+        if self.cos.device.type == "meta" != x.device.type:  # load_state_dict(assign=True) brings no tables
+            self._fill(x.device, x.dtype)
         if kernels.enabled(x, self.cos):
             from moemla.kernels.rope import rope
 

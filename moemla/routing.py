@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moemla import kernels
+from moemla.config import CHOICES, require, require_count
 from moemla.devices import at_least_float32
 
 
@@ -157,6 +158,11 @@ class Router(nn.Module):
         dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
         self.top_k = top_k
         self.how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
+        for name, value in (("d_model", d_model), ("n_experts", n_experts), ("top_k", top_k)):
+            require_count(name, value)
+        require(top_k <= n_experts, "top_k", top_k, f"must be at most n_experts={n_experts}")
+        require(scores in CHOICES["scores"], "scores", scores, "choose 'sigmoid' or 'softmax'")
+        require(0 < routed_scale < torch.inf, "routed_scale", routed_scale, "must be a finite number above 0")
         self.weight = nn.Parameter(torch.empty(n_experts, d_model, device=device, dtype=dtype))
         nn.init.normal_(self.weight, std=0.02)
         self.register_buffer("bias", torch.zeros(n_experts, device=device, dtype=dtype))
@@ -176,6 +182,12 @@ class Router(nn.Module):
                 "the quantile rule needs sigmoid scores and a bias for selection only"
             )
         self.margins = self.load.new_zeros(len(self.bias), bins) if on else None
+
+    def reset_parameters(self) -> None:
+        """Weight, bias and counts as the constructor gives them."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+        self.forget()
 
     def forget(self) -> None:
         """Sets the sums of the step back to zero."""

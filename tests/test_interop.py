@@ -427,3 +427,44 @@ def test_all_or_nothing(form, tokenizer, tmp_path, monkeypatch):
     with pytest.raises(MoemlaError, match="out could not be written: no space left"):
         interop.export(model, tokenizer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_head_and_embedding_are_two_where_they_are_two_whatever_the_config_says(said, tmp_path):
+    """A head that was trained by itself arrives, in both directions and in a folder."""
+    text = tokens_of(2, 8)
+    ours = ours_of(tie_embeddings=said)
+    ours.head.weight = torch.nn.Parameter(torch.randn_like(ours.head.weight))
+    theirs = interop.to_deepseek_v3(ours)
+    assert not theirs.config.tie_word_embeddings
+    assert torch.equal(theirs.lm_head.weight, ours.head.weight)
+    assert apart(theirs(text).logits, ours(text)) < LIMIT
+    assert interop.export(ours, None, tmp_path / "out") is None
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(read.lm_head.weight, ours.head.weight)
+    theirs = theirs_of(tie_word_embeddings=said)
+    theirs.lm_head.weight = torch.nn.Parameter(torch.randn_like(theirs.lm_head.weight))
+    back = interop.from_deepseek_v3(theirs)
+    assert not back.tied and not back.config.tie_embeddings
+    assert apart(back(text), theirs(text).logits) < LIMIT
+
+
+def test_head_and_embedding_are_one_where_they_are_one():
+    ours = ours_of(tie_embeddings=False)
+    ours.head.weight = ours.embedding.weight
+    theirs = interop.to_deepseek_v3(ours)
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
+    back = interop.from_deepseek_v3(theirs)
+    assert back.tied and back.config.tie_embeddings
+
+
+def test_weights_by_name_with_a_head_that_has_no_place():
+    config = config_of("decoupled", **THEIRS)
+    for there, head, table in (
+        (interop.weights_to_deepseek_v3, "head.weight", "embedding.weight"),
+        (interop.weights_from_deepseek_v3, "lm_head.weight", "model.embed_tokens.weight"),
+    ):
+        weight = torch.randn(37, 16)
+        assert len(there({table: weight, head: weight.clone()}, config)) == 1
+        with pytest.raises(ValueError, match=f"tie_embeddings=True: {head} differs from {table}: False"):
+            there({table: weight, head: weight + 1}, config)
