@@ -23,7 +23,7 @@ from pathlib import Path
 from tools.wheel import COMMANDS, ROOT, build, try_commands
 
 # What passed, as (Python, torch); the range in pyproject.toml ends behind the highest. LOG.md says what was run.
-TRIED = (("3.11", "2.13.0"), ("3.11", "2.14.1"), ("3.12", "2.14.1"))
+TRIED = (("3.11", "2.13.0"), ("3.11", "2.14.1"), ("3.12", "2.14.1"), ("3.13", "2.14.1"))
 
 # Neither the path of the caller nor what pip was told before reaches the new environment.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_TARGET"))}

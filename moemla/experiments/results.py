@@ -161,12 +161,18 @@ def load(folder: str | Path, experiment: str | None = None, missing_ok: bool = F
 
 
 def comparable(results: Iterable[Result], differ_in: Iterable[str] = ("seed",)) -> list[Result]:
-    """The results, if their settings differ in nothing but `differ_in`; otherwise a `ResultError` that names it.
+    """The results, if their settings differ in `differ_in` and in nothing else; if not, `ResultError` names what.
 
     Asked before a mean or a comparison: runs on another text, of another length or with another warm-up measure
     something else. Built in chapter 15.
     """
-    results, differ_in = list(results), set(differ_in)
+    results, differ_in, seen = list(results), set(differ_in), {}
+    for result in results:
+        twin = seen.setdefault(cell_key(result.settings), result)
+        if twin is not result:
+            raise ResultError(
+                f"{twin.name} and {result.name} of {result.experiment} are one cell: delete one of the two"
+            )
     for result in results[1:]:
         first, other = results[0].settings, result.settings
         for name in sorted({*first, *other} - differ_in):

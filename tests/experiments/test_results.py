@@ -326,6 +326,8 @@ def test_what_differs_is_named():
     assert len(comparable([*runs, other], differ_in={"seed", "data_hash"})) == 4
     with pytest.raises(ResultError, match="seed=0 and seed=1"):
         comparable(runs, differ_in=())
+    with pytest.raises(ResultError, match="M-0 and M-1 of table2 are one cell"):  # it would count twice in a mean
+        comparable([*runs, result(name="M-1", settings=runs[0].settings)])
 
 
 def test_smoke_stays_out_of_the_measured_results(tmp_path):
