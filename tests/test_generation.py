@@ -441,7 +441,7 @@ def test_logits_that_are_no_numbers_are_refused(how, number):
     with torch.no_grad():
         model.head.weight = torch.nn.Parameter(model.head.weight.clone())
         model.head.weight[5] = number
-    with pytest.raises(MoemlaError, match="^the model's logits are not finite: the weights are damaged, or [a-z ]+$"):
+    with pytest.raises(MoemlaError, match=r"^the model's logits are not finite: the weights are damaged, or [a-z ]+$"):
         generate(model, tokens_of(2, 3), 4, **SAMPLING[how])
 
 
