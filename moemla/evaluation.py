@@ -106,7 +106,8 @@ def _token_nats(model: LanguageModel, x: Float[Tensor, "n d"], targets: Int[Tens
 class Evaluation:
     """What `evaluate` measured.
 
-    The perplexity is inf above 709.8 nats. The load figures are over all scored tokens, one window; None without experts. Built in chapter 5.
+    The perplexity is inf above 709.8 nats. The load figures are over all scored tokens, one window; None without
+    experts. Built in chapter 5.
     """
 
     nats_per_token: float

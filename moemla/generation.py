@@ -28,6 +28,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
+    """ValueError for what is no way to sample, before anything is written. Built in chapter 5."""
+    if not 0 <= temperature < torch.inf:
+        raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k!r}: must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
+
+
 def filter_logits(
     logits: Float[Tensor, "b v"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "b v"]:
@@ -37,18 +47,15 @@ def filter_logits(
     holds `top_p` of the probability. ValueError for a temperature that is not above 0, top_k below 1 or top_p outside
     (0, 1].
     """
-    if not 0 < temperature < torch.inf:
-        raise ValueError(f"temperature={temperature!r}: must be a number above 0 (0 is greedy in `generate`)")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k!r}: must be at least 1")
+    check_sampling(temperature, top_k, top_p)
+    if temperature == 0:
+        raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
     logits = logits.double()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         best = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
         ordered, order = logits.softmax(-1).sort(descending=True)
         beyond = ordered.cumsum(-1) - ordered >= (top_p if top_p < 1 else torch.inf)  # the mass before it suffices
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
@@ -103,8 +110,7 @@ def generate(
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}: must be 0 or more")
-    if not 0 <= temperature < torch.inf:
-        raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
+    check_sampling(temperature, top_k, top_p)
     vocab = model.config.vocab_size
     if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
         raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
@@ -115,6 +121,8 @@ def generate(
     seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
     if len(seeds) != len(prompts):
         raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
+    if not all(-(2**63) <= number < 2**64 for number in seeds):
+        raise ValueError(f"seed={seed!r}: must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows")
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     texts = [prompt.tolist() for prompt in prompts]
     ends = [min(len(text) + max_new_tokens, limit) for text in texts]

@@ -303,7 +303,7 @@ def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "r
     counts = {status: sum(outcome.status == status for _, outcome in rows) for status in STATUSES}
     if as_json:
         entries = [asdict(claim) | asdict(outcome) | {"function": claim.computed} for claim, outcome in rows]
-        print(json.dumps({"claims": entries, "counts": counts}, indent=1))
+        print(json.dumps({"claims": entries, "counts": counts}, indent=1, allow_nan=False))
         return 0
     from rich.console import Console
 
