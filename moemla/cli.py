@@ -211,6 +211,8 @@ class Generate:
 
         require_count("count", self.count)
         require(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must be 0 or more")
+        right = "must be between -2**63 and 2**64 - 1, for every story"
+        require(-(2**63) <= self.seed <= 2**64 - self.count, "seed", self.seed, right)
         check_sampling(self.temperature, self.top_k, self.top_p)
         model, tokenizer = load(self.run, device_of(self.device))
         if tokenizer is None:
@@ -535,6 +537,7 @@ def _parsed(arguments: list[str]) -> Any:
                 COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments
             )
     except SystemExit:
+        sys.stdout.flush()  # the help, for a reader who may have gone
         text = said.getvalue()
         flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", text).split())
         wrong = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: \S+ (\S+).*)? For full helptext", flat)
@@ -565,13 +568,11 @@ KINDS = {
     "[INT": "whole numbers",
     "FLOAT": "a number",
     "{None}": "None",
-    "STR": "text",
-    "PATH": "a path",
-}
+}  # tyro's words
 
 DESCRIPTION = (
-    "Mixture of experts, latent attention and rotary positions for small language models. --version says which; --debug, "
-    "anywhere, shows the traceback of an error."
+    "Mixture of experts, latent attention and rotary positions for small language models. --version prints the "
+    "number of this one; --debug, anywhere, shows the traceback of an error."
 )
 
 

@@ -481,8 +481,8 @@ def test_claims_prints_an_entry_whole(capsys):
 
 
 def test_an_unknown_claim_suggests_near_ones(capsys):
-    line = failed(capsys, "claims", "A1", "A99-cash")
-    assert line.startswith("1") and "no claim 'A99-cash'; near: " in line and "-cache" in line
+    line = failed(capsys, "claims", "A1", "a9-heds")
+    assert line.startswith("1") and "no claim 'a9-heds'; near: A9-heads" in line
     assert "see moemla claims" in failed(capsys, "claims", "pudding")
 
 
@@ -574,7 +574,7 @@ def test_export_of_a_run_that_transformers_reads(data, tmp_path, capsys, monkeyp
     assert model.blocks[0].feedforward.router.bias.any()
     prompt = torch.tensor([[tokenizer.eot, *tokenizer.encode("Tom saw")]])
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert [words.bos_token_id, *words("Tom saw").input_ids] == prompt[0].tolist()
+    assert words("Tom saw").input_ids == prompt[0].tolist()
     expected = generation.generate(model, prompt, 20, temperature=0.0, stop=tokenizer.eot)
     assert torch.equal(theirs.generate(prompt, max_new_tokens=20, do_sample=False), expected)
     capsys.readouterr()
