@@ -18,7 +18,7 @@ from torch import Tensor
 from moemla.balancing import coefficient_of_variation, dead_experts, max_violation, noise_floor
 from moemla.config import require
 from moemla.errors import DataError, MoemlaError
-from moemla.generation import UNUSABLE, eval_mode
+from moemla.generation import UNUSABLE, eval_mode, require_unwrapped
 from moemla.losses import CHUNK
 from moemla.model import LanguageModel
 from moemla.stories import Story
@@ -65,6 +65,7 @@ def document_nats(
     one before. The (B, T, V) logits never exist as a whole. MoemlaError where the nats are not finite, naming the first
     such document.
     """
+    require_unwrapped(model)
     longest = model.config.max_seq_len
     context = longest if context is None else context
     require(1 <= context <= longest, "context", context, f"must be 1 to max_seq_len={longest}")

@@ -16,6 +16,12 @@ UNUSABLE = "the weights are damaged, or their training diverged"
 SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
 
 
+def require_unwrapped(model: nn.Module) -> None:
+    """ValueError for a model inside DistributedDataParallel and the like, which hide it. Built in chapter 5."""
+    if not hasattr(model, "features"):
+        raise ValueError(f"model: a {type(model).__name__}; give the LanguageModel that it wraps (model.module)")
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 5."""
@@ -102,6 +108,7 @@ def generate(
     with no room left, a token outside the vocabulary, or a cache that holds more than a prompt's beginning, another
     text, or another model's numbers; MoemlaError for logits that are not finite. Built in chapter 5.
     """
+    require_unwrapped(model)
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:
@@ -132,7 +139,8 @@ def generate(
         elif use_cache and max_new_tokens:
             cache = model.new_cache(len(texts), max(ends))
         active = list(range(len(texts))) if max_new_tokens else []  # the rows that still write
-        computed = active  # the rows of the cache: just these, or all of them where code is compiled for a batch size
+        computed = active  # the rows that are computed and cached: these, or all, for code is compiled for a batch size
+        shrinks = not compiled or cache is None
         while active:
             ended = set(computed) - set(active)
             if ended:
@@ -149,11 +157,10 @@ def generate(
                 on_token([new.get(row) for row in range(len(texts))])
             pairs = enumerate(zip(active, drawn, strict=True))
             kept = [place for place, (row, token) in pairs if token != stop and len(texts[row]) < ends[row]]
-            if not compiled and cache is not None and 0 < len(kept) < len(active):
+            if shrinks and cache is not None and 0 < len(kept) < len(active):
                 cache.select(kept)
             active = [active[place] for place in kept]
-            if not compiled or cache is None:
-                computed = active
+            computed = active if shrinks else computed
     out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moemla.errors import MoemlaError
+from moemla.evaluation import document_nats
 from moemla.generation import filter_logits, generate
 from moemla.model import LanguageModel
 from tests.helpers import FORMS, config_of, model_of, shake, tokens_of
@@ -499,3 +500,30 @@ def test_rows_that_end_make_no_new_graph(calls):
     code = ENDING.replace("CALLS", calls)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_are_made_of_the_last_place_alone(use_cache):
+    """A prompt's own logits, (T, V) for each row, are never needed."""
+    model, seen = model_of(), []
+    model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    generate(model, [tokens_of(1, length)[0] for length in (9, 4)], 3, use_cache=use_cache)
+    generate(model, tokens_of(2, 7), 3, use_cache=use_cache)
+    assert set(seen) == {(2, 37)}
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, [1, 2**70]])
+def test_a_seed_that_no_generator_takes(seed):
+    with pytest.raises(ValueError, match=r"^seed=.*: must be between"):
+        generate(model_of(), tokens_of(2, 3), 2, seed=seed)
+
+
+def test_a_model_inside_another_module_is_named():
+    model, text = model_of(), tokens_of(2, 3)
+    wrapped = torch.nn.DataParallel(model)
+    for call in (
+        lambda: inspect.unwrap(generate)(wrapped, text, 4),
+        lambda: inspect.unwrap(document_nats)(wrapped, []),
+    ):
+        with pytest.raises(ValueError, match=r"^model: a DataParallel; give the LanguageModel that it wraps"):
+            call()  # as users have it, without the tests' type checks
