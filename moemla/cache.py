@@ -41,6 +41,7 @@ class Cache:
             torch.zeros(n_layers, batch_size, heads, max_len, width, dtype=dtype, device=device)
             for heads, width in widths
         )
+        self.tokens = torch.full((batch_size, max_len), -1, device=device)  # whose they are; -1: not told
         self.lengths = [0] * batch_size  # on the host: a step must not wait for the device to learn where it is
 
     @property
@@ -85,6 +86,14 @@ class Cache:
         if self.length + steps > self.max_len:
             raise ValueError(f"{self.length} tokens held and {steps} more exceed the cache's max_len={self.max_len}")
 
+    def remember(self, tokens: Int[Tensor, "b t"]) -> None:
+        """Notes which tokens (B, T) are being appended, before `advance`: a model does. Built in chapter 2."""
+        if self.uniform:
+            self.tokens[:, self.length : self.length + tokens.shape[1]] = tokens
+        else:
+            rows = torch.arange(self.batch_size, device=tokens.device)[:, None]
+            self.tokens[rows, self.positions(tokens.shape[1], tokens.device)] = tokens.long()
+
     def advance(self, steps: int | list[int]) -> None:
         """Counts the tokens just appended: `steps` in every row, or a list with a number for each row.
 
@@ -117,6 +126,7 @@ class Cache:
             raise ValueError(f"rows={rows}: name at least one row, by its number")
         index = index.long()
         self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
+        self.tokens = self.tokens.index_select(0, index)
         self.lengths = [self.lengths[row] for row in index.tolist()]
 
     def copy(self, max_len: int | None = None) -> "Cache":
@@ -129,6 +139,8 @@ class Cache:
         twin.require_room(0)
         twin.lengths = list(self.lengths)
         held = self.length
+        twin.tokens = self.tokens.new_full((self.batch_size, twin.max_len), -1)
+        twin.tokens[:, :held] = self.tokens[:, :held]
         twin.buffers = tuple(b.new_zeros(*b.shape[:3], twin.max_len, b.shape[4]) for b in self.buffers)
         for ours, theirs in zip(twin.buffers, self.buffers, strict=True):
             ours[:, :, :, :held] = theirs[:, :, :, :held]

@@ -4,19 +4,24 @@ Exit codes: 0 done, 1 the work failed (one line says why; `--debug` shows the tr
 interrupted.
 """
 
+import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import textwrap
 import time
-from dataclasses import dataclass
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
-from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS
+from moemla import __version__
+from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS, require, require_count
 from moemla.errors import MoemlaError
 from moemla.training import TrainConfig
 
@@ -141,6 +146,8 @@ class Evaluate:
     """Tokens a story is scored in at a time; default: the sequence length of the training."""
     json: Flag[bool] = False
     """Print one JSON object."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; default: the GPU if there is one."""
 
     def __call__(self) -> None:
         from moemla.checkpoint import load
@@ -148,7 +155,7 @@ class Evaluate:
         from moemla.evaluation import evaluate
         from moemla.files import read_json
 
-        model, tokenizer = load(self.run)
+        model, tokenizer = load(self.run, device_of(self.device))
         if tokenizer is None:
             raise MoemlaError(f"{self.run} has no tokenizer.json")
         facts, text, context = self.run / "train.json", self.text, self.context
@@ -161,7 +168,9 @@ class Evaluate:
             raise MoemlaError(f"{missing}name the stories to score with --text FILE")
         found = evaluate(model, tokenizer, read_stories(text), context)
         if self.json:
-            print(json.dumps(found.to_dict()))
+            print_json(found.to_dict())
+            if math.isinf(found.perplexity):
+                print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
             return
         print(f"{found.stories:,} stories, {found.tokens:,} tokens, {found.bytes:,} bytes")
         print(f"{found.nats_per_token:.4f} nats per token, perplexity {found.perplexity:.3f}")
@@ -190,15 +199,22 @@ class Generate:
     """Stories, with seeds from --seed on."""
     no_cache: Flag[bool] = False
     """Compute every token from the start: slower, the same text."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; default: the GPU if there is one."""
 
     def __call__(self) -> None:
         import torch
 
         from moemla.checkpoint import load
-        from moemla.generation import generate
+        from moemla.generation import check_sampling, generate
         from moemla.tokenizer import StreamDecoder
 
-        model, tokenizer = load(self.run)
+        require_count("count", self.count)
+        require(self.max_new_tokens >= 0, "max_new_tokens", self.max_new_tokens, "must be 0 or more")
+        right = "must be between -2**63 and 2**64 - 1, for every story"
+        require(-(2**63) <= self.seed <= 2**64 - self.count, "seed", self.seed, right)
+        check_sampling(self.temperature, self.top_k, self.top_p)
+        model, tokenizer = load(self.run, device_of(self.device))
         if tokenizer is None:
             raise MoemlaError(f"{self.run} has no tokenizer.json")
         prompt = torch.tensor([[tokenizer.eot, *tokenizer.encode(self.prompt)]])
@@ -245,7 +261,7 @@ class Export:
         count = sum(parameter.numel() for parameter in model.parameters())
         if reason is None:
             how = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
-            how += "; a story begins after the token <|endoftext|> (its BOS)"
+            how += "; its tokenizer puts <|endoftext|> (BOS) before a text, as training did"
         else:
             how = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
         print(f"{self.out}: {count:,} parameters, {how}")
@@ -285,7 +301,7 @@ class Experiment:
             line.close()
         for result in found:
             shown = {key: value for key, value in result.measures.items() if key not in ("samples", "training")}
-            print(json.dumps({"settings": result.settings, "measures": shown}, indent=1))
+            print_json({"settings": result.settings, "measures": shown}, indent=1)
 
 
 def _one_run(done: int, total: int, result) -> None:
@@ -336,13 +352,18 @@ class Bench:
     def __call__(self) -> None:
         from moemla import bench
 
+        for name in ("d_expert", "vocab_size", "batch_size", "seq_len"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "must be at least 1")
+        require(all(number >= 1 for number in self.tokens), "tokens", self.tokens, "must be at least 1 each")
+        require(0 < self.seconds < math.inf, "seconds", self.seconds, "must be a number above 0")
         result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
         if self.folder is not None:
             from moemla.experiments import results
 
             print(f"kept in {results.write(result, self.folder)}", file=sys.stderr)
         if self.json:
-            print(json.dumps({"settings": result.settings, "measures": result.measures}))
+            print_json({"settings": result.settings, "measures": result.measures})
             return
         table(result.measures["rows"])
 
@@ -367,17 +388,43 @@ def table(rows: list[dict]) -> None:
 
 @dataclass
 class Claims:
-    """The ledger: claims of the paper, what this project finds, and the status. Built in chapter 19."""
+    """The ledger: claims of the paper, what this project finds, and the status. Built in chapter 19.
 
-    id: tuple[str, ...] = ()
-    """Only these entries (an id, or the start of one)."""
+
+    With ids these entries are printed whole.
+    """
+
+    id: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Only these entries: an id (A2-mla), or the start of some (A2)."""
     json: Flag[bool] = False
     """Print a JSON list."""
 
     def __call__(self) -> int:
+        from difflib import get_close_matches
+
         from moemla.experiments import claims
 
-        return claims.main(list(self.id), as_json=self.json)
+        known = claims.load_claims()
+        starts = {claim.id.partition("-")[0] for claim in known}
+        names = {name.lower(): name for name in starts | {claim.id for claim in known}}
+        for name in self.id:
+            if name.lower() not in names and not any(one.startswith(f"{name.lower()}-") for one in names):
+                near = [names[one] for one in get_close_matches(name.lower(), names, n=5, cutoff=0.5)]
+                raise MoemlaError(
+                    f"no claim {name!r}; " + (f"near: {', '.join(near)}" if near else "see moemla claims")
+                )
+        if self.json or not self.id:
+            return claims.main(list(self.id), as_json=self.json)
+        for claim in claims.select(known, self.id):
+            outcome = claims.evaluate(claim)
+            parts = dict(where=claim.where, printed=claim.printed, ours=claims.show(claim, outcome))
+            parts |= dict(status=outcome.status, how=outcome.detail, note=claim.note, source=claim.source)
+            print(claim.id)
+            for name, value in (parts | dict(chapter=claim.chapter)).items():
+                if value:
+                    lead = f"  {name:9}"
+                    print(textwrap.fill(str(value), 100, initial_indent=lead, subsequent_indent=" " * len(lead)))
+        return 0
 
 
 class LiveLine:
@@ -422,6 +469,22 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def device_of(name: str | None) -> Any:
+    """The device of that name; None: the GPU if there is one, else the CPU. Built in chapter 13."""
+    from moemla.training import default_device, usable_device
+
+    return default_device() if name is None else usable_device(name)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Prints JSON that every reader takes; MoemlaError for nan and inf, which it does not have. Built in chapter 13."""
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise MoemlaError("the result holds nan or inf, which JSON does not have") from error
+    print(text)
+
+
 COMMANDS = {
     "prepare": Prepare,
     "train": Train,
@@ -437,10 +500,14 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. Built in chapter 13."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--version"]:
+        print(f"moemla {__version__}")
+        return 0
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments)
+    command = None
     try:
+        command = _parsed(arguments)
         code = command() or 0
         sys.stdout.flush()
         return code
@@ -453,7 +520,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, MoemlaError | ValueError):
+        if isinstance(error, ValueError):
+            text = _as_typed(str(error), type(command))
+        elif isinstance(error, MoemlaError):
             text = str(error)
         elif isinstance(error, OSError):
             text = f"{error.filename or 'input/output'}: {error.strerror or error}"
@@ -463,9 +532,51 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
+def _parsed(arguments: list[str]) -> Any:
+    """The command that the arguments ask for. A wrong value is said in one line, and without tyro's names of it."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments
+            )
+    except SystemExit:
+        sys.stdout.flush()  # the help, for a reader who may have gone
+        text = said.getvalue()
+        flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", text).split())
+        wrong = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: \S+ (\S+).*)? For full helptext", flat)
+        if wrong is None:
+            sys.stderr.write(text)
+            raise
+        option, reason, kind = wrong.groups()
+        if option.startswith("--") and kind:
+            given = re.findall(r"'([^']*)'", reason)
+            wanted = " or ".join(KINDS.get(part, part) for part in reversed(kind.split("|")))
+            reason = f"{option} {given[0] if given else ''}: must be {wanted}"
+        raise ValueError(reason) from None
+
+
+def _as_typed(text: str, command: type) -> str:
+    """`field=value` of a message as --field value, where the field is an option."""
+    kinds = [command] if is_dataclass(command) else [*COMMANDS.values()]
+    names = {field.name for kind in (*kinds, TrainConfig) for field in fields(kind)}
+    return re.sub(r"\b([a-z_]+)=", lambda match: _option(match[1]) if match[1] in names else match[0], text)
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')} "
+
+
+KINDS = {
+    "INT": "a whole number",
+    "[INT": "whole numbers",
+    "FLOAT": "a number",
+    "{None}": "None",
+}  # tyro's words
+
 DESCRIPTION = (
-    "Mixture of experts, latent attention and rotary positions for small language models. --debug, anywhere, shows the "
-    "traceback of an error."
+    "Mixture of experts, latent attention and rotary positions for small language models. --version prints the "
+    "number of this one; --debug, anywhere, shows the traceback of an error."
 )
 
 

@@ -334,7 +334,7 @@ def prepare(
         "versions": {name: _version(name) for name in ("moemla", "tokenizers", "numpy")},
     }
     with replacing(out / "data.json") as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
+        file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
     return record
 
 

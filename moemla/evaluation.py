@@ -11,12 +11,15 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from moemla.balancing import coefficient_of_variation, dead_experts, max_violation, noise_floor
 from moemla.config import require
-from moemla.errors import DataError, optional
+from moemla.errors import DataError, MoemlaError, optional
+from moemla.generation import UNUSABLE, eval_mode, whole
+from moemla.losses import CHUNK
 from moemla.model import LanguageModel
 from moemla.stories import Story
 from moemla.tokenizer import Tokenizer
@@ -27,6 +30,14 @@ TOKENS_AT_ONCE = 8192
 def bits_per_byte(nats: float, n_bytes: int) -> float:
     """Nats of all tokens of a text, over ln 2, over its UTF-8 bytes. Built in chapter 1."""
     return nats / math.log(2) / n_bytes
+
+
+def perplexity(nats_per_token: float) -> float:
+    """e to the nats per token; inf where that is more than a float holds (709.8 nats and more). Built in chapter 5."""
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -44,14 +55,16 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
 @torch.inference_mode()
 def document_nats(
-    model: LanguageModel, documents: Sequence[Sequence[int]], context: int | None = None
+    model: nn.Module, documents: Sequence[Sequence[int]], context: int | None = None
 ) -> Float[Tensor, "n"]:
     """Summed nats of each document (N,), float64. Built in chapter 5.
 
     A document is its start token and the story's tokens; the start token is given, the others are scored. One longer
     than `context` (default max_seq_len) is scored in strides of the context: a stride begins with the last token of the
-    one before.
+    one before. The (B, T, V) logits never exist as a whole. MoemlaError where the nats are not finite, naming the first
+    such document.
     """
+    model = whole(model)
     longest = model.config.max_seq_len
     context = longest if context is None else context
     require(1 <= context <= longest, "context", context, f"must be 1 to max_seq_len={longest}")
@@ -62,9 +75,7 @@ def document_nats(
             pieces.append((number, np.asarray(document[start : start + context + 1], dtype=np.int64)))
     pieces.sort(key=lambda piece: len(piece[1]))
     total = torch.zeros(len(documents), dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         while pieces:
             longest = len(pieces[-1][1])
             batch = [pieces.pop() for _ in range(min(len(pieces), max(1, TOKENS_AT_ONCE // longest)))]
@@ -73,22 +84,30 @@ def document_nats(
                 tokens[row, : len(piece)] = torch.from_numpy(piece)
             tokens = tokens.to(device)
             targets, lengths = tokens[:, 1:], torch.tensor([len(piece) - 1 for _, piece in batch])
-            logits = model(tokens[:, :-1].clamp(min=0), lengths=lengths).float()
-            nats = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), targets, ignore_index=-1, reduction="none"
-            ).double()
+            x = model.features(tokens[:, :-1].clamp(min=0), lengths=lengths)
+            nats = _token_nats(model, x.flatten(0, 1), targets.flatten()).view(targets.shape).double()
             owners = torch.tensor([number for number, _ in batch])
             total.index_add_(0, owners, nats.sum(1).cpu())
-    finally:
-        model.train(was_training)
+    wrong = (~total.isfinite()).nonzero()
+    if len(wrong):
+        number = int(wrong[0])
+        raise MoemlaError(f"story {number + 1} of {len(total)} has {total[number].item()} nats: {UNUSABLE}")
     return total
+
+
+def _token_nats(model: LanguageModel, x: Float[Tensor, "n d"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """-ln p of each target (N,), 0 for a negative one; the logits of CHUNK rows exist at once."""
+    parts = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
+    how = dict(ignore_index=-1, reduction="none")
+    return torch.cat([F.cross_entropy(model.head(rows).float(), those, **how) for rows, those in parts])
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` measured.
 
-    The load figures are over all scored tokens, one window; None without experts. Built in chapter 5.
+    The perplexity is inf above 709.8 nats. The load figures are over all scored tokens, one window; None without
+    experts. Built in chapter 5.
     """
 
     nats_per_token: float
@@ -103,17 +122,19 @@ class Evaluation:
     dead_experts: int | None = None
 
     def to_dict(self) -> dict:
-        """Plain values for JSON. Built in chapter 5."""
-        return asdict(self)
+        """Plain values for JSON, which has no inf: such a perplexity is None. Built in chapter 5."""
+        return asdict(self) | dict(perplexity=self.perplexity if math.isfinite(self.perplexity) else None)
 
 
 def evaluate(
-    model: LanguageModel, tokenizer: Tokenizer, stories: Iterable[str], context: int | None = None
+    model: nn.Module, tokenizer: Tokenizer, stories: Iterable[str], context: int | None = None
 ) -> Evaluation:
     """Scores each story alone from its start token, the end token not scored.
 
-    DataError without stories. Built in chapter 5.
+    The model may be inside DDP or torch.compile. DataError without stories; MoemlaError for a model whose nats are not
+    finite. Built in chapter 5.
     """
+    model = whole(model)
     texts = [text for text in stories if text]
     if not texts:
         raise DataError("there is no story to evaluate")
@@ -124,7 +145,7 @@ def evaluate(
     tokens, n_bytes = sum(map(len, documents)) - len(documents), sum(len(text.encode()) for text in texts)
     figures = dict(stories=len(texts), tokens=tokens, bytes=n_bytes)
     per_token = nats / tokens
-    return Evaluation(per_token, math.exp(per_token), bits_per_byte(nats, n_bytes), **figures, **load.figures())
+    return Evaluation(per_token, perplexity(per_token), bits_per_byte(nats, n_bytes), **figures, **load.figures())
 
 
 class _LoadCounter:
@@ -139,7 +160,7 @@ class _LoadCounter:
                 new = torch.stack([routing.counts for routing in self.model.routing()]).cpu()
                 self.counts = new if self.counts is None else self.counts + new
 
-        self.hook = self.model.register_forward_hook(add)
+        self.hook = self.model.norm.register_forward_hook(add)  # behind the last block
         return self
 
     def __exit__(self, *error):
@@ -172,7 +193,7 @@ def shuffle_sentences(text: str, seed: int = 0) -> str:
 
 
 def agreement_accuracy(
-    model: LanguageModel, tokenizer: Tokenizer, stories: Sequence[Story], context: int | None = None
+    model: nn.Module, tokenizer: Tokenizer, stories: Sequence[Story], context: int | None = None
 ) -> dict[str, float]:
     """Share of marked words that the model finds likelier than their distractor, for each kind, and "all". Built in
     chapter 5.

@@ -1,13 +1,52 @@
 """Sampling: one token after another, with a cache or without; the same tokens either way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla.cache import Cache
+from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
+
+UNUSABLE = "the weights are damaged, or their training diverged"
+SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
+
+
+def whole(model: nn.Module) -> LanguageModel:
+    """The LanguageModel, taken out of DDP or torch.compile; ValueError for one that FSDP2 has sharded.
+
+    Built in chapter 5.
+    """
+    model = unwrapped(model)
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        raise ValueError("model: sharded by FSDP2; call model.save(folder) on every rank and moemla.load(folder) it")
+    return model
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 5."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
+    """ValueError for what is no way to sample, before anything is written. Built in chapter 5."""
+    if not 0 <= temperature < torch.inf:
+        raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k!r}: must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
 
 
 def filter_logits(
@@ -19,18 +58,15 @@ def filter_logits(
     holds `top_p` of the probability. ValueError for a temperature that is not above 0, top_k below 1 or top_p outside
     (0, 1].
     """
-    if not temperature > 0:
+    check_sampling(temperature, top_k, top_p)
+    if temperature == 0:
         raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k!r}: must be at least 1")
     logits = logits.double()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
         best = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
         ordered, order = logits.softmax(-1).sort(descending=True)
         beyond = ordered.cumsum(-1) - ordered >= (top_p if top_p < 1 else torch.inf)  # the mass before it suffices
         logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
@@ -70,22 +106,23 @@ def generate(
     temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b or with seed[b], so a story does
     not depend on its neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is
     called at each step with a token for each row, None for a row that has ended. A row ends early at max_seq_len.
-    `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed, and the
-    cache stays as it was, for the next call. `compiled` runs single tokens through torch.compile: a few times faster on
-    small models, after up to a minute at the first call. ValueError for an empty prompt, one with no room left, a token
-    outside the vocabulary, or a cache that holds more than a prompt's beginning. Built in chapter 5.
+    `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed (and the
+    first token again, to see whether the cache is this model's), and the cache stays as it was, for the next call.
+    `compiled` runs single tokens through torch.compile: a few times faster on small models, after up to a minute at the
+    first call; rows that have ended are computed along, for a graph of one size. ValueError for an empty prompt, one
+    with no room left, a token outside the vocabulary, or a cache that holds more than a prompt's beginning, another
+    text, or another model's numbers; MoemlaError for logits that are not finite. Built in chapter 5.
     """
-    model = unwrapped(model)
-    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        raise ValueError("model: sharded by FSDP2; call model.save(folder) on every rank and moemla.load(folder) it")
+    model = whole(model)
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:
         raise ValueError(f"tokens: of shape {tuple(tokens.shape)}; give (B, T), or a list of prompts")
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
-    if max_new_tokens < 0 or temperature < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}, temperature={temperature!r}: must be 0 or more")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}: must be 0 or more")
+    check_sampling(temperature, top_k, top_p)
     vocab = model.config.vocab_size
     if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
         raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
@@ -96,19 +133,27 @@ def generate(
     seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
     if len(seeds) != len(prompts):
         raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
+    if not all(-(2**63) <= number < 2**64 for number in seeds):
+        raise ValueError(f"seed={seed!r}: must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows")
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     texts = [prompt.tolist() for prompt in prompts]
     ends = [min(len(text) + max_new_tokens, limit) for text in texts]
-    if cache is not None:
-        cache = _own(cache, texts, max(ends))
-    elif use_cache and max_new_tokens:
-        cache = model.new_cache(len(texts), max(ends))
-    active = list(range(len(texts))) if max_new_tokens else []  # the rows that still write; the cache holds just these
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
+        if cache is not None:
+            cache = _own(cache, texts, max(ends), model)
+        elif use_cache and max_new_tokens:
+            cache = model.new_cache(len(texts), max(ends))
+        active = list(range(len(texts))) if max_new_tokens else []  # the rows that still write
+        computed = active  # the rows that are computed and cached: these, or all, for code is compiled for a batch size
+        shrinks = not compiled or cache is None
         while active:
-            logits = _next_logits(model, [texts[row] for row in active], cache, compiled)
+            ended = set(computed) - set(active)
+            if ended:
+                _turn_back(cache, ended)
+            logits = _next_logits(model, [texts[row] for row in computed], cache, compiled, ended)
+            logits = logits[active] if ended else logits
+            if not logits.isfinite().all():
+                raise MoemlaError(f"the model's logits are not finite: {UNUSABLE}")
             drawn = _draw(logits, temperature, top_k, top_p, [generators[row] for row in active]).tolist()
             for row, token in zip(active, drawn, strict=True):
                 texts[row].append(token)
@@ -117,23 +162,30 @@ def generate(
                 on_token([new.get(row) for row in range(len(texts))])
             pairs = enumerate(zip(active, drawn, strict=True))
             kept = [place for place, (row, token) in pairs if token != stop and len(texts[row]) < ends[row]]
-            if cache is not None and 0 < len(kept) < len(active):
+            if shrinks and cache is not None and 0 < len(kept) < len(active):
                 cache.select(kept)
             active = [active[place] for place in kept]
-    finally:
-        model.train(was_training)
+            computed = active if shrinks else computed
     out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
 
 
-def _own(cache: Cache, texts: list[list[int]], max_len: int) -> Cache:
-    """A copy of the given cache with a row for each text and room for what comes."""
+def _own(cache: Cache, texts: list[list[int]], max_len: int, model: LanguageModel) -> Cache:
+    """A copy of the given cache with a row for each text and room for what comes; ValueError where it does not fit."""
     if cache.batch_size not in (1, len(texts)):
         raise ValueError(f"cache: has {cache.batch_size} rows for {len(texts)} prompts; it needs one for each, or one")
     rows = range(len(texts)) if cache.batch_size == len(texts) else [0] * len(texts)
-    for text, row in zip(texts, rows, strict=True):
-        if cache.lengths[row] >= len(text):
-            raise ValueError(f"cache: holds {cache.lengths[row]} tokens, and the prompt must go on behind them")
+    kept = cache.tokens.tolist()
+    for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        length = cache.lengths[row]
+        if length >= len(text):
+            raise ValueError(f"cache: holds {length} tokens, and the prompt must go on behind them")
+        if kept[row][:length] != text[:length]:
+            raise ValueError(
+                f"cache: row {row} holds other tokens than prompt {number} begins with; fill it with these"
+            )
+    if not _filled_by(model, cache):
+        raise ValueError("cache: filled by another model, or by this one before its weights changed; fill it again")
     cache = cache.copy(max(max_len, cache.length))
     cache.select(list(rows))
     news = [len(text) - held for text, held in zip(texts, cache.lengths, strict=True)]
@@ -142,12 +194,49 @@ def _own(cache: Cache, texts: list[list[int]], max_len: int) -> Cache:
     return cache
 
 
+def _filled_by(model: LanguageModel, cache: Cache) -> bool:
+    """Whether the cache holds of each row's first token what this model, as it is now, makes of it."""
+    rows = [row for row, length in enumerate(cache.lengths) if length]
+    if not rows or cache.n_layers != len(model.blocks):
+        return not rows
+    again = copy(cache)
+    again.reset()
+    again = again.copy(1)
+    again.select(rows)
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (*cache.buffers, model.embedding.weight))
+    narrow = eps > 1e-4  # then compare the first layer alone: below it a rounding may turn a router's choice
+    try:
+        model.features(cache.tokens[rows, :1], cache=again)
+        for held, found in zip(cache.buffers, again.buffers, strict=True):
+            held, found = (part[: 1 if narrow else None].double() for part in (held[:, rows, :, :1], found))
+            largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (found, held - found))
+            if not (apart <= max(SAME, 4 * eps) * largest).all():
+                return False
+    except (RuntimeError, ValueError, IndexError):  # other widths, heads or layers
+        return False
+    return True
+
+
+def _turn_back(cache: Cache, ended: set[int]) -> None:
+    """Makes room for rows that are computed along: one that stands at the cache's end goes back. What it holds does not
+    matter, but rows of unequal length must not become equal, for which other code would be compiled.
+    """
+    for row in ended:
+        if cache.lengths[row] == cache.max_len:
+            others = [length for other, length in enumerate(cache.lengths) if other not in ended]
+            cache.lengths[row] = max(others) // 2
+
+
 def _next_logits(
-    model: LanguageModel, texts: list[list[int]], cache: Cache | None, compiled: bool
+    model: LanguageModel, texts: list[list[int]], cache: Cache | None, compiled: bool, ended: set[int]
 ) -> Float[Tensor, "b v"]:
-    """Logits (B, V) behind each text; with a cache only of what it does not hold yet."""
+    """Logits (B, V) behind each text; with a cache only of what it does not hold yet, and anything behind those that
+    have ended: they repeat a token.
+    """
     held = cache.lengths if cache is not None else [0] * len(texts)
-    new = [text[begin:] for text, begin in zip(texts, held, strict=True)]
+    new = [
+        text[-1:] if row in ended else text[begin:] for row, (text, begin) in enumerate(zip(texts, held, strict=True))
+    ]
     device = model.embedding.weight.device
     if len(set(map(len, new))) == 1:
         quick = compiled and cache is not None and len(new[0]) == 1

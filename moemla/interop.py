@@ -21,6 +21,7 @@ from moemla.config import ROW, ModelConfig, require
 from moemla.devices import same_storage
 from moemla.errors import MoemlaError
 from moemla.files import read_json, why, write_json
+from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
 from moemla.tokenizer import EOT, Tokenizer
 
@@ -264,19 +265,43 @@ def to_deepseek_v3(model: LanguageModel) -> Any:
     float32 or wider. Head and embedding are one table there if they are one here, whatever the config says. ValueError
     for a setting that it does not have; MoemlaError without transformers.
     """
-    transformers, config = _transformers(), replace(model.config, tie_embeddings=model.tied)
-    weight = model.embedding.weight
+    return _as_theirs(model, replace(model.config, tie_embeddings=model.tied), model.state_dict())
+
+
+def _as_theirs(model: LanguageModel, config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
+    """A DeepseekV3ForCausalLM with these weights of ours under this config; dtype, device and mode are the model's."""
+    transformers, weight = _transformers(), model.embedding.weight
     settings = settings_to_deepseek_v3(config)
     if config.d_expert % ROW or weight.dtype == torch.float64:
         settings["experts_implementation"] = "eager"  # the others want rows of 16 bytes and have no float64
     # Made in its dtype and not moved to it, which would round the frequencies of the rotation.
     made = transformers.DeepseekV3Config(**settings)
-    theirs = transformers.AutoModelForCausalLM.from_config(made, dtype=weight.dtype).to(weight.device)
+    with torch.random.fork_rng(devices=[]):  # they draw weights, which are written over
+        theirs = transformers.AutoModelForCausalLM.from_config(made, dtype=weight.dtype).to(weight.device)
     for ours, layer in zip(model.blocks, theirs.model.layers, strict=True):
         if hasattr(layer.mlp, "gate"):
             layer.mlp.gate.to(ours.feedforward.router.weight.dtype)
-    _fill(theirs, weights_to_deepseek_v3(model.state_dict(), config), config.tie_embeddings)
+    _fill(theirs, weights_to_deepseek_v3(weights, config), config.tie_embeddings)
     return theirs.train(model.training)
+
+
+def _for_every_engine(model: LanguageModel) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The same function where dimensions turn as neighbours and the head has a table of its own: some engines know no
+    other way, and write wrong text without a word.
+
+    Rows 0, w/2, 1, w/2 + 1 ... of what is turned become 0, 1, 2, 3 ..., in queries and keys alike.
+    """
+    c, weights = model.config, dict(model.state_dict())
+    pairs = torch.arange(c.d_rope).view(2, -1).T.flatten().to(model.embedding.weight.device)
+    for layer in range(c.n_layers if c.rope_layout == "halves" else 0):
+        name = f"blocks.{layer}.attention."
+        q = rearrange(weights[name + "q_proj.weight"], "(h k) d -> h k d", h=c.n_heads)
+        q = torch.cat((q[:, : c.d_nope], q[:, c.d_nope :][:, pairs]), dim=1)
+        weights[name + "q_proj.weight"] = rearrange(q, "h k d -> (h k) d")
+        latent, k_rope = weights[name + "kv_down.weight"].split((c.latent_dim, c.d_rope))
+        weights[name + "kv_down.weight"] = torch.cat((latent, k_rope[pairs]))
+    config = ModelConfig.from_dict(c.to_dict() | dict(rope_layout="interleaved", tie_embeddings=False))
+    return config, weights
 
 
 def from_deepseek_v3(hf_model: Any) -> LanguageModel:
@@ -296,7 +321,8 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     left = sorted(given.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
     require(not left, "weights", left[:3], "these have no place here")
     weight = hf_model.model.embed_tokens.weight
-    model = LanguageModel(config, device=weight.device, dtype=weight.dtype)
+    with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # its own weights are written over
+        model = LanguageModel(config, device=weight.device, dtype=weight.dtype)
     _fill(model, weights_from_deepseek_v3(given, config), config.tie_embeddings)
     return model.train(hf_model.training)
 
@@ -305,17 +331,22 @@ def export(model: LanguageModel, tokenizer: Tokenizer | None, out: str | os.Path
     """Writes a folder that `transformers` loads without this package, or says which setting it has no place for.
 
     AutoModelForCausalLM and AutoTokenizer read it: safetensors, config, generation config, and a tokenizer with the
-    same ids and text, in which no text makes the token <|endoftext|>; it is BOS, EOS and padding. (They read the router
-    of a 16-bit model back in 16 bits.) A model that DeepseekV3 cannot be is written as `model.save` does, and the
-    reason returned. All or nothing: MoemlaError where `out` holds something already or cannot be written, or without
+    same ids and text, in which no text makes the token <|endoftext|>; it is BOS, EOS and padding, stands before each
+    text as in training, and fills a batch on the left. Rotated dimensions are neighbours and the head is written,
+    whatever the model has: the form that all engines read. (They read the router of a 16-bit model back in 16 bits.) A
+    model that DeepseekV3 cannot be is written as `model.save` does, and the reason returned. All or nothing:
+    MoemlaError where `out` holds something already or cannot be written, for weights that are not finite, or without
     transformers. Built in chapter 14.
     """
     out = Path(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MoemlaError(f"{out} is there already and not empty: name another folder")
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise MoemlaError(f"{name} is not finite: {UNUSABLE}; nothing was exported")
     try:
         settings_to_deepseek_v3(model.config)
-        reason, theirs = None, to_deepseek_v3(model)
+        reason, theirs = None, _as_theirs(model, *_for_every_engine(model))
     except ValueError as error:
         reason, theirs = str(error), None
     part = out.with_name(f".{out.name}.part")
@@ -346,9 +377,12 @@ def _save_for_transformers(theirs: Any, tokenizer: Tokenizer | None, folder: Pat
             tokenizer_file=str(folder / "tokenizer.json"),
             **dict.fromkeys(("bos_token", "eos_token", "pad_token"), EOT),
             model_max_length=theirs.config.max_position_embeddings,
+            padding_side="left",  # a story goes on at its end
+            add_bos_token=True,  # a post-processor in tokenizer.json: other readers put it there too
             split_special_tokens=True,  # "<|endoftext|>" in a text is text
             clean_up_tokenization_spaces=False,
         ).save_pretrained(folder)
+    theirs.config.update(dict(scoring_func="sigmoid", topk_method="noaux_tc"))  # implied there; other engines ask
     theirs.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):  # written for their owner alone
         file.chmod((folder / "config.json").stat().st_mode)

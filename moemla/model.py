@@ -257,6 +257,7 @@ class LanguageModel(Layer):
         for layer, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[layer], valid)
         if cache is not None:
+            cache.remember(tokens)
             cache.advance(steps if lengths is None else lengths.tolist())
         return self.norm(x)
 

@@ -308,7 +308,7 @@ class _Log:
         self.window = deque(counts, maxlen=train_config.load_window)
         kept = [row for row in _rows(path) if row["step"] <= self.first] if path.exists() else []
         with replacing(path) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in kept).encode())
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
         self.begin = time.perf_counter()
 
@@ -367,7 +367,7 @@ class _Log:
             row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
             row.load_window = len(self.window)
         try:
-            self.file.write(json.dumps(asdict(row)) + "\n")
+            self.file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
             self.file.flush()
         except OSError as error:
             raise MoemlaError(f"cannot write {self.path}: {why(error)}") from error

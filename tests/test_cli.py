@@ -3,10 +3,12 @@
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import moemla
 from moemla import checkpoint, generation
 from moemla.checkpoint import checkpoints, load
-from moemla.cli import COMMANDS, LiveLine, clock, main
+from moemla.cli import COMMANDS, LiveLine, clock, main, print_json
 from moemla.errors import MoemlaError
 from moemla.evaluation import evaluate
 from moemla.model import LanguageModel
@@ -25,7 +28,7 @@ from moemla.training import read_metrics
 from tests.runs import STORIES, files_in, text_of, wait_for, write_texts
 
 SMALL = ["--batch-size", "2", "--seq-len", "16", "--log-every", "1", "--warmup", "1"]
-PYTHON = [sys.executable, "-m", "moemla.cli"]
+PYTHON = [sys.executable, "-m", "moemla"]
 SLOW_START = 120  # seconds that a child may take on a loaded machine
 
 
@@ -86,7 +89,6 @@ def test_help_is_there(command, capsys):
         ["train"],
         ["train", "--data", "d", "--out", "o", "--size", "huge"],
         ["train", "--data", "d", "--out", "o", "--variant", "moe"],
-        ["train", "--data", "d", "--out", "o", "--steps", "many"],
         ["train", "--data", "d", "--out", "o", "--optimizer", "sgd"],
         ["prepare"],
         ["prepare", "--out", "o", "--source", "web"],
@@ -107,41 +109,80 @@ def test_wrong_usage_exits_with_2(arguments, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "settings,named",
     [
-        (["--steps", "0"], "steps=0"),
-        (["--micro-batches", "3"], "micro_batches=3"),
-        (["--lr", "-1"], "lr=-1"),
-        (["--dropout", "1.5"], "dropout=1.5"),
-        (["--checkpoint-every", "-1"], "checkpoint_every=-1"),
-        (["--device", "toaster"], "device='toaster'"),
-        (["--device", "cuda:99"], "device='cuda:99'"),
-        (["--seed", "-1"], "seed=-1"),
+        (["--steps", "0"], "--steps 0: must be a whole number of at least 1"),
+        (["--micro-batches", "3"], "--micro-batches 3: must divide --batch-size 2"),
+        (["--lr", "-1"], "--lr -1.0: must be"),
+        (["--dropout", "1.5"], "--dropout 1.5: "),
+        (["--checkpoint-every", "-1"], "--checkpoint-every -1: "),
+        (["--device", "toaster"], "--device 'toaster'"),
+        (["--device", "cuda:99"], "--device 'cuda:99'"),
+        (["--seed", "-1"], "--seed -1: "),
+        (["--steps", "many"], "--steps many: must be a whole number\n"),
+        (["--steps", "1.5"], "--steps 1.5: must be a whole number\n"),
+        (["--lr", "fast"], "--lr fast: must be a number\n"),
+        (["--lr", "nan"], "--lr nan: must be above 0"),
+        (["--balance-rate", "x"], "--balance-rate x: must be a number or None\n"),
+        (["--balance-rate", "nan"], "--balance-rate nan: "),
     ],
     ids=" ".join,
 )
 def test_wrong_settings_of_training_exit_with_2(data, tmp_path, capsys, settings, named):
-    try:
-        said = failed(capsys, "train", "--data", data, "--out", tmp_path / "run", *SMALL, *settings)
-    except SystemExit as left:  # values that tyro refuses itself
-        said = f"{left.code} {capsys.readouterr().err}"
+    said = failed(capsys, "train", "--data", data, "--out", tmp_path / "run", *SMALL, *settings)
     assert said.startswith("2") and named in said and not (tmp_path / "run").exists()
+    assert not any(inner in said for inner in ("__", "train_config", "train-config", "class", "base 10", "_batch"))
 
 
 @pytest.mark.parametrize(
     "arguments,named",
     [
-        (["evaluate", "--context", "0"], "context=0"),
-        (["evaluate", "--context", "513"], "max_seq_len=512"),
-        (["generate", "--temperature", "-1"], "temperature=-1"),
-        (["generate", "--top-p", "2"], "top_p=2"),
-        (["generate", "--top-k", "0"], "top_k=0"),
-        (["generate", "--max-new-tokens", "-1"], "max_new_tokens=-1"),
+        (["evaluate", "--context", "0"], "--context 0: must be 1 to max_seq_len=512"),
+        (["evaluate", "--context", "-3"], "--context -3: "),
+        (["evaluate", "--context", "513"], "--context 513: must be 1 to max_seq_len=512"),
+        (["evaluate", "--context", "x"], "--context x: must be a whole number or None"),
+        (["evaluate", "--device", "toaster"], "--device 'toaster': "),
+        (["generate", "--device", "toaster"], "--device 'toaster': "),
+        (["generate", "--device", "cuda:99"], "--device 'cuda:99': "),
+        (["generate", "--device", "mps"], "--device 'mps': "),
+        (["generate", "--temperature", "-1"], "--temperature -1.0: must be a number"),
+        (["generate", "--temperature", "nan"], "--temperature nan: must be a number"),
+        (["generate", "--temperature", "inf"], "--temperature inf: must be a number"),
+        (["generate", "--top-p", "2"], "--top-p 2.0: must be above 0 and at most 1"),
+        (["generate", "--top-p", "2", "--temperature", "0"], "--top-p 2.0: "),
+        (["generate", "--top-p", "nan"], "--top-p nan: "),
+        (["generate", "--top-k", "0"], "--top-k 0: "),
+        (["generate", "--max-new-tokens", "-1"], "--max-new-tokens -1: must be 0 or more"),
+        (["generate", "--count", "0"], "--count 0: must be a whole number of at least 1"),
+        (["generate", "--count", "-1"], "--count -1: "),
+        (["generate", "--count", "two"], "--count two: must be a whole number\n"),
+        (["generate", "--seed", str(2**70)], f"--seed {2**70}: must be between"),
         (["generate", "--prompt", "cat " * 600], "max_seq_len=512"),
+        (["bench", "decode", "--seconds", "nan"], "--seconds nan: "),
+        (["bench", "decode", "--seconds", "inf"], "--seconds inf: "),
+        (["bench", "decode", "--batch-size", "0"], "--batch-size 0: "),
+        (["bench", "moe", "--tokens", "4", "-1"], "--tokens (4, -1): "),
+        (["bench", "moe", "--tokens", "x"], "--tokens x: must be whole numbers"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_wrong_settings_of_other_commands_exit_with_2(run, capsys, arguments, named):
-    said = failed(capsys, *arguments, "--run", run)
-    assert said.startswith("2") and named in said
+    code = main([*arguments, *([] if arguments[0] == "bench" else ["--run", str(run)])])
+    out, err = capsys.readouterr()
+    assert code == 2 and err.startswith("moemla: ") and named in err and err.count("\n") == 1, err
+    assert not any(inner in err for inner in ("__", "class", "base 10", "top_", "max_new"))
+    assert out == "" or "--prompt" in arguments  # nothing is written before it is known
+
+
+def test_version_and_module(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"moemla {moemla.__version__}\n"
+    process = child("--version")
+    assert process.communicate(timeout=SLOW_START) == (f"moemla {moemla.__version__}\n", "") and process.returncode == 0
+
+
+def test_a_reader_that_leaves_the_help_is_no_error_message():
+    process = child("train", "--help")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(SLOW_START) == 1
 
 
 def test_debug_shows_the_traceback(tmp_path, capsys):
@@ -157,7 +198,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 
 
 def test_an_error_that_nobody_expected_is_one_line_too(run, capsys, monkeypatch):
-    def broken(path):
+    def broken(path, device=None):
         raise RuntimeError("out of\n  memory")
 
     monkeypatch.setattr(checkpoint, "load", broken)
@@ -366,6 +407,85 @@ def test_evaluate_names_a_text_that_cannot_be_read(run, tmp_path, capsys):
     assert "empty" in failed(capsys, "evaluate", "--run", run, "--text", tmp_path / "empty.txt")
 
 
+def test_a_model_that_is_no_number_is_one_line_everywhere(run, tmp_path, capsys):
+    """A file as a damaged disk or another program leaves it: exit 1, nothing that looks like a result."""
+    model, tokenizer = load(run)
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[0] = torch.nan
+    model.save(tmp_path / "broken", tokenizer)
+    (tmp_path / "text.txt").write_text(text_of(STORIES[:2]))
+    for command in (
+        ["evaluate", "--text", tmp_path / "text.txt"],
+        ["evaluate", "--json", "--text", tmp_path / "text.txt"],
+        ["generate", "--temperature", "0"],
+        ["generate"],
+        ["export", "--out", tmp_path / "out"],
+    ):
+        code = main([*map(str, command), "--run", str(tmp_path / "broken")])
+        out, err = capsys.readouterr()
+        assert code == 1 and err.startswith("moemla: ") and err.count("\n") == 1 and "nan" not in out.lower(), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_perplexity_beyond_a_float_is_null(run, texts, capsys, monkeypatch):
+    from moemla import evaluation
+
+    real = evaluation.evaluate
+    loud = lambda *args: replace(real(*args), nats_per_token=800.0, perplexity=evaluation.perplexity(800.0))  # noqa: E731
+    monkeypatch.setattr(evaluation, "evaluate", loud)
+    assert main(["evaluate", "--run", str(run), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["perplexity"] is None and json.loads(out)["nats_per_token"] == 800.0
+    assert err == "moemla: the perplexity is more than a float holds: null\n"
+    assert main(["evaluate", "--run", str(run)]) == 0
+    assert "800.0000 nats per token, perplexity inf" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(capsys):
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(MoemlaError, match="nan or inf, which JSON does not have"):
+            print_json({"a": [number]})
+    assert capsys.readouterr().out == ""
+    for path in Path(moemla.__file__).parent.rglob("*.py"):
+        for call in re.findall(r"json\.dumps\((?:[^()]|\([^()]*\))*\)", path.read_text()):
+            assert "allow_nan=False" in call or "sort_keys" in call, (path, call)  # sorted: for a hash, nobody reads it
+
+
+def test_the_device_is_passed_on(run, texts, capsys, monkeypatch):
+    asked = []
+    real = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path, device=None: asked.append(device) or real(path, device))
+    assert main(["evaluate", "--run", str(run), "--device", "cpu", "--json"]) == 0
+    assert main(["generate", "--run", str(run), "--device", "cpu", "--max-new-tokens", "2"]) == 0
+    assert main(["generate", "--run", str(run), "--max-new-tokens", "2"]) == 0
+    assert asked[:2] == [torch.device("cpu")] * 2 and asked[2].type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def test_claims_prints_an_entry_whole(capsys):
+    from moemla.experiments import claims
+
+    (claim,) = [claim for claim in claims.load_claims() if claim.id == "A1"]
+    outcome = claims.evaluate(claim)
+    assert main(["claims", "a1"]) == 0
+    out = capsys.readouterr().out
+    entry = " ".join(out.split("A1-")[0].split())
+    for part in (claim.where, claim.printed, claims.show(claim, outcome), outcome.status, claim.note):
+        assert " ".join(part.split()) in entry
+    assert entry.startswith("A1 where") and entry.endswith(f"chapter {claim.chapter}")
+    assert main(["claims", "A1", "A2", "--json"]) == 0
+    ids = [one["id"] for one in json.loads(capsys.readouterr().out)["claims"]]
+    assert ids[0] == "A1" and all(one.split("-")[0] in ("A1", "A2") for one in ids)
+
+
+def test_an_unknown_claim_suggests_near_ones(capsys):
+    line = failed(capsys, "claims", "A1", "a9-heds")
+    assert line.startswith("1") and "no claim 'a9-heds'; near: A9-heads" in line
+    assert "see moemla claims" in failed(capsys, "claims", "pudding")
+
+
 # --- generate -------------------------------------------------------------------------------------
 
 
@@ -454,7 +574,7 @@ def test_export_of_a_run_that_transformers_reads(data, tmp_path, capsys, monkeyp
     assert model.blocks[0].feedforward.router.bias.any()
     prompt = torch.tensor([[tokenizer.eot, *tokenizer.encode("Tom saw")]])
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert [words.bos_token_id, *words("Tom saw").input_ids] == prompt[0].tolist()
+    assert words("Tom saw").input_ids == prompt[0].tolist()
     expected = generation.generate(model, prompt, 20, temperature=0.0, stop=tokenizer.eot)
     assert torch.equal(theirs.generate(prompt, max_new_tokens=20, do_sample=False), expected)
     capsys.readouterr()

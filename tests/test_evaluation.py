@@ -1,7 +1,10 @@
 """Scores against sums written out story by story, shuffled sentences, and agreement on a model whose taste is known."""
 
 import copy
+import json
 import math
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -11,8 +14,15 @@ from hypothesis import strategies as st
 
 from moemla import evaluation
 from moemla.config import ModelConfig
-from moemla.errors import DataError
-from moemla.evaluation import agreement_accuracy, bits_per_byte, document_nats, evaluate, shuffle_sentences
+from moemla.errors import DataError, MoemlaError
+from moemla.evaluation import (
+    agreement_accuracy,
+    bits_per_byte,
+    document_nats,
+    evaluate,
+    perplexity,
+    shuffle_sentences,
+)
 from moemla.model import LanguageModel
 from moemla.stories import Agreement, Story, story
 from moemla.tokenizer import Tokenizer
@@ -93,7 +103,7 @@ def test_the_model_is_left_as_it_was():
     model.train()
     assert torch.equal(document_nats(model, stories), expected)  # without dropout
     assert model.training
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="tokens from"):
         document_nats(model, [[0, 300, 1]])  # no such token
     assert model.training
 
@@ -152,7 +162,7 @@ def test_load_counts_every_scored_token_once(tokenizer):
     assert found.load_max_violation == pytest.approx((load.max(1).values / load.mean(1) - 1).max().item())
     assert found.load_cv_floor == pytest.approx(math.sqrt((1 - 2 / 4) * 4 / (2 * tokens)))
     assert found.dead_experts == 2  # one in each layer
-    assert not model._forward_hooks
+    assert not any(module._forward_hooks for module in model.modules())
     assert all(block.feedforward.router.load.sum() == 0 for block in model.blocks)  # the balancer's are its own
 
 
@@ -165,6 +175,91 @@ def test_a_dense_model_has_no_load(tokenizer):
 def test_without_stories_there_is_nothing_to_evaluate(tokenizer, texts):
     with pytest.raises(DataError, match="no story"):
         evaluate(sharp(), tokenizer, texts)
+
+
+# --- what is no number ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_model_whose_nats_are_no_numbers_is_refused(tokenizer, number):
+    """One wrong row of the table: the first story that has this token is named, and nothing is given back."""
+    model, texts = sharp(tie_embeddings=False), ["Tom saw a cat.", "Mia saw a cat.", "Tom saw Mia."]
+    only = set(tokenizer.encode(texts[1])) - set(tokenizer.encode(texts[0]))
+    with torch.no_grad():
+        model.embedding.weight[min(only)] = number
+    says = r"^story 2 of 3 has nan nats: the weights are damaged, or their training diverged$"
+    with pytest.raises(MoemlaError, match=says):
+        evaluate(model, tokenizer, texts)
+    with torch.no_grad():
+        model.head.weight[5] = number
+    with pytest.raises(MoemlaError, match=r"^story 1 of \d+ has (nan|inf) nats: the weights are damaged"):
+        agreement_accuracy(sharp_like(model), tokenizer, [marked("Tom saw Mia.", ("name", "Mia", "Tom"))])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def sharp_like(model: LanguageModel) -> LanguageModel:
+    """A copy, in training mode: what is refused leaves it so."""
+    return copy.deepcopy(model).train()
+
+
+def test_a_perplexity_beyond_what_a_float_holds(tokenizer):
+    model = sharp(tie_embeddings=False)
+    with torch.no_grad():
+        model.head.weight *= 1e4
+    found = evaluate(model, tokenizer, STORIES[:2])
+    assert found.nats_per_token > 710 and found.perplexity == math.inf
+    assert found.to_dict()["perplexity"] is None and json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert perplexity(709.0) == math.exp(709.0) and perplexity(710.0) == math.inf and perplexity(0.0) == 1.0
+
+
+def test_frozen_blocks_stay_in_eval_mode():
+    model = sharp(dropout=0.5).train()
+    model.blocks[0].eval()
+    before = [module.training for module in model.modules()]
+    document_nats(model, documents(5, 9))
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(ValueError, match="tokens from"):
+        document_nats(model, [[0, 300, 1]])
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    model, stories = sharp(), documents(5, 64, 63, 65, 1, 33)
+    whole = document_nats(model, stories)
+    seen = []
+    model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    for rows in (1, 7, 64):
+        monkeypatch.setattr(evaluation, "CHUNK", rows)
+        torch.testing.assert_close(document_nats(model, stories), whole, rtol=1e-6, atol=1e-5)
+        assert max(shape[0] for shape in seen) <= rows
+        seen.clear()
+
+
+PEAK = """
+import resource, torch, moemla
+from moemla.evaluation import document_nats
+torch.set_num_threads(1)
+model = moemla.LanguageModel(moemla.ModelConfig.preset("SIZE", vocab_size=50257))
+stories = [[50256, *torch.randint(0, 50257, (length,)).tolist()] for length in (LENGTHS)]
+assert 10 < document_nats(model, stories).sum() / sum(len(story) - 1 for story in stories) < 12
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+"""
+
+
+@pytest.mark.parametrize(
+    "size,lengths",
+    [("tiny", "[255] * 16"), pytest.param("XS", "[511] * 20 + [300] * 20", marks=pytest.mark.slow)],
+    ids=["tiny", "XS"],
+)
+def test_evaluation_at_gpt2s_vocabulary_takes_little_memory(size, lengths):
+    """All logits of a batch of 8,192 tokens would take 1.6 GB, and cross-entropy as much again."""
+    code = PEAK.replace("SIZE", size).replace("LENGTHS", lengths)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 1.2, f"{done.stdout} GB"
 
 
 # --- shuffled sentences ---------------------------------------------------------------------------
@@ -235,9 +330,14 @@ class Taste(LanguageModel):
         for letter, value in likes.items():
             table[self.bytes_only.encode(letter)] = value
         self.register_buffer("table", table)
+        del self.head
+        self.head = self.likes
 
-    def forward(self, tokens, targets=None, *, cache=None, lengths=None):
-        return self.table.expand(*tokens.shape, 257)
+    def features(self, tokens, *, cache=None, lengths=None):
+        return tokens[..., None].float()
+
+    def likes(self, x):
+        return self.table.expand(*x.shape[:-1], 257)
 
 
 def marked(text: str, *marks: tuple[str, str, str]) -> Story:
@@ -263,10 +363,10 @@ def test_the_character_behind_the_word_counts():
     """Likes m, and after an m nothing but m: "Tim" is likelier than "Tia" until the word has to end."""
 
     class Stutter(Taste):
-        def forward(self, tokens, targets=None, *, cache=None, lengths=None):
-            logits = torch.zeros(*tokens.shape, 257)
+        def likes(self, x):
+            logits = torch.zeros(*x.shape[:-1], 257)
             m = self.bytes_only.encode("m")[0]
-            logits[..., m] = torch.where(tokens == m, 50.0, 1.0)
+            logits[..., m] = torch.where(x[..., 0] == m, 50.0, 1.0)
             return logits
 
     model = Stutter({})

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moemla.errors import MoemlaError
+from moemla.evaluation import document_nats
 from moemla.generation import filter_logits, generate
 from moemla.model import LanguageModel
-from tests.helpers import FORMS, config_of, model_of, tokens_of
+from tests.helpers import FORMS, config_of, model_of, shake, tokens_of
 
 
 def filter_by_hand(row, temperature, top_k, top_p):
@@ -337,3 +339,189 @@ def test_one_dimensional_tokens():
 def test_bfloat16_model_generates():
     model = LanguageModel(config_of(), dtype=torch.bfloat16)
     assert generate(model, tokens_of(2, 3), 5).shape == (2, 8)
+
+
+# --- a cache that is another's --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_a_cache_of_another_text_is_refused(form):
+    model, text = model_of(form), tokens_of(2, 8)
+    other = text[:, :5].clone()
+    other[1, 3] = (other[1, 3] + 1) % 37
+    cache = model.new_cache(2, 12)
+    model(other[:, :2], cache=cache)
+    model(other[:, 2:5], cache=cache)
+    with pytest.raises(ValueError, match="cache: row 1 holds other tokens than prompt 1 begins with; fill it with "):
+        generate(model, text, 2, cache=cache)
+    cache.crop(3)  # the other token is forgotten
+    assert torch.equal(generate(model, text, 2, cache=cache), generate(model, text, 2))
+
+
+@torch.no_grad()
+def test_a_cache_knows_its_tokens_through_all_that_is_done_to_it():
+    model, text = model_of(), tokens_of(3, 9)
+    cache = model.new_cache(3, 12)
+    model(text[:, :5], cache=cache, lengths=torch.tensor([5, 2, 4]))
+    model(text[:, 5:7].int(), cache=cache)
+    rows = [[0, 1, 2, 3, 4, 5, 6], [0, 1, 5, 6], [0, 1, 2, 3, 5, 6]]
+
+    def known(cache, order=(0, 1, 2)):
+        for row, source in enumerate(order):
+            assert cache.tokens[row, : cache.lengths[row]].tolist() == text[source, rows[source]].tolist()
+
+    known(cache)
+    twin = cache.copy(20)
+    twin.select([2, 0, 2])
+    known(twin, (2, 0, 2))
+    known(cache)
+    twin.reset()
+    model(tokens_of(3, 2, seed=9), cache=twin)
+    known(cache)
+    assert torch.equal(twin.tokens[:, :2], tokens_of(3, 2, seed=9)) and twin.tokens.shape == (3, 20)
+    prompts = [torch.cat((text[row, rows[row]], tokens_of(1, 1)[0])) for row in range(3)]
+    for got, wanted in zip(generate(model, prompts, 3, cache=cache), generate(model, prompts, 3), strict=True):
+        assert torch.equal(got, wanted)
+    layers_only = model.new_cache(1, 12)
+    model.blocks[0].attention(torch.randn(1, 3, 16, dtype=torch.float64), layers_only[0])
+    layers_only.advance(3)  # what was appended, nobody has told
+    with pytest.raises(ValueError, match="holds other tokens"):
+        generate(model, text[:1], 2, cache=layers_only)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_cache_of_another_model_is_refused(dtype):
+    model, text = model_of("mla-rope", dtype), tokens_of(1, 6)
+
+    def filled(by):
+        cache = by.new_cache(1, 6)
+        by(text[:, :5], cache=cache)
+        return cache
+
+    others = [
+        shake(LanguageModel(config_of("mla-rope"), dtype=dtype), seed=7).eval(),
+        model_of("mla-rope", dtype, n_layers=3),
+        model_of("mla-rope", dtype, n_layers=1),
+        model_of("mla-rope", dtype, latent_dim=6),
+        model_of("mha-rope", dtype),
+        model_of("decoupled", dtype),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="cache: filled by another model, or by this one before its weights chang"):
+            generate(model, text, 2, cache=filled(other))
+    again = model_of("mla-rope", dtype)
+    assert torch.equal(generate(model, text, 2, cache=filled(again)), generate(model, text, 2))  # the same weights
+
+
+def test_a_cache_from_before_a_step_of_training_is_refused():
+    model, text = model_of("mla-rope", torch.float32), tokens_of(1, 8)
+    for frozen in (False, True):  # the lower layer too may have stood still
+        model.embedding.requires_grad_(not frozen)
+        model.blocks[0].requires_grad_(not frozen)
+        with torch.no_grad():
+            cache = model.new_cache(1, 8)
+            model(text[:, :6], cache=cache)
+        assert torch.equal(generate(model, text, 2, cache=cache), generate(model, text, 2))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        model(text[:, :-1], text[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with pytest.raises(ValueError, match="before its weights changed"):
+            generate(model, text, 2, cache=cache)
+
+
+# --- what is no number ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("how", SAMPLING)
+def test_logits_that_are_no_numbers_are_refused(how, number):
+    model = model_of()
+    with torch.no_grad():
+        model.head.weight = torch.nn.Parameter(model.head.weight.clone())
+        model.head.weight[5] = number
+    with pytest.raises(MoemlaError, match=r"^the model's logits are not finite: the weights are damaged, or [a-z ]+$"):
+        generate(model, tokens_of(2, 3), 4, **SAMPLING[how])
+
+
+@pytest.mark.parametrize("temperature", [math.nan, math.inf, -math.inf])
+def test_a_temperature_that_is_no_number(temperature):
+    with pytest.raises(ValueError, match=f"^temperature={temperature}: must be a number"):
+        generate(model_of(), tokens_of(1, 2), 2, temperature=temperature)
+
+
+# --- modes and compiled code ----------------------------------------------------------------------
+
+
+def test_frozen_blocks_stay_in_eval_mode():
+    model = model_of(dropout=0.3).train()
+    model.blocks[0].eval()
+    model.embedding.eval()
+    before = [module.training for module in model.modules()]
+    generate(model, tokens_of(2, 3), 4)
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(RuntimeError, match="stop here"):
+        generate(model, tokens_of(1, 2), 4, on_token=lambda step: (_ for _ in ()).throw(RuntimeError("stop here")))
+    assert [module.training for module in model.modules()] == before and len(set(before)) == 2
+
+
+ENDING = """
+import torch, torch._dynamo, moemla
+torch.set_num_threads(1)
+torch.manual_seed(0)
+sizes = dict(vocab_size=10, max_seq_len=30, n_layers=1, d_model=32, n_heads=4, n_experts=8, top_k=2, d_expert=8)
+for form in (dict(attention="mla", positions="learned"), dict(attention="mla-decoupled"))[:CALLS]:
+    model = moemla.LanguageModel(moemla.ModelConfig(**sizes, **form)).double().eval()
+    graphs = []
+    model.__dict__["_compiled"] = torch.compile(model.next_logits, backend=lambda g, _: graphs.append(g) or g.forward)
+    calls = (  # lengths of prompts, most graphs: a first length and any length, then rows of unequal length
+        ([5, 5, 5, 5, 5], 2),
+        ([3, 7, 5, 12, 4], 2),
+        ([3, 29, 5, 28, 4], 2),  # rows that end at max_seq_len, and are computed along for twenty steps
+    )[:CALLS]
+    torch._dynamo.reset()
+    for lengths, most in calls:
+        prompts, told, steps = [torch.randint(0, 10, (length,)) for length in lengths], [], []
+        for seed in (0, 1):
+            how = dict(max_new_tokens=25, temperature=2.0, top_k=None, seed=seed, stop=7)
+            wanted = moemla.generate(model, prompts, on_token=told.append, **how)
+            before = len(graphs)
+            found = moemla.generate(model, prompts, on_token=steps.append, compiled=True, **how)
+            assert len(graphs) - before <= (0 if seed else most), (form, lengths, len(graphs) - before)
+            assert all(map(torch.equal, found, wanted)) and steps == told
+            assert len({len(row) - length for row, length in zip(found, lengths)}) > 1  # ended at different steps
+"""
+
+
+@pytest.mark.parametrize("calls", ["1", pytest.param("3", marks=pytest.mark.slow)])
+def test_rows_that_end_make_no_new_graph(calls):
+    code = ENDING.replace("CALLS", calls)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_are_made_of_the_last_place_alone(use_cache):
+    """A prompt's own logits, (T, V) for each row, are never needed."""
+    model, seen = model_of(), []
+    model.head.register_forward_hook(lambda module, inputs, out: seen.append(out.shape))
+    generate(model, [tokens_of(1, length)[0] for length in (9, 4)], 3, use_cache=use_cache)
+    generate(model, tokens_of(2, 7), 3, use_cache=use_cache)
+    assert set(seen) == {(2, 37)}
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, [1, 2**70]])
+def test_a_seed_that_no_generator_takes(seed):
+    with pytest.raises(ValueError, match=r"^seed=.*: must be between"):
+        generate(model_of(), tokens_of(2, 3), 2, seed=seed)
+
+
+def test_a_model_inside_another_module_is_taken_out_and_a_foreign_one_refused():
+    model, text = model_of(), tokens_of(2, 3)
+    wrapped = torch.nn.DataParallel(model)
+    assert torch.equal(generate(wrapped, text, 4), generate(model, text, 4))
+    assert torch.equal(document_nats(wrapped, [[1, 2, 3]]), document_nats(model, [[1, 2, 3]]))
+    with pytest.raises(TypeError, match=r"^model: Linear holds no LanguageModel"):
+        generate(torch.nn.Linear(2, 2), text, 4)

@@ -327,7 +327,7 @@ out = [model.generate(torch.tensor([p]), max_new_tokens=steps, do_sample=False)[
 ids = [tokenizer(text).input_ids for text in texts]
 json.dump(dict(
     kind=type(model).__name__, loading={k: sorted(map(str, v)) for k, v in info.items()}, dtype=str(model.dtype),
-    tokens=out, ids=ids, texts=[tokenizer.decode(i) for i in ids],
+    tokens=out, ids=ids, texts=[tokenizer.decode(i, skip_special_tokens=True) for i in ids],
     story=tokenizer.decode(out[0], skip_special_tokens=True), full=tokenizer.decode(out[0]),
     special=[tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token],
     config=[model.config.bos_token_id, model.config.eos_token_id],
@@ -368,7 +368,9 @@ def test_transformers_alone_reads_the_folder(name, tokenizer, tmp_path):
     assert found["dtype"] == "torch.float32" and found["longest"] == 64 and found["vocab"] == tokenizer.vocab_size
     assert found["special"] == [tokenizer.eot] * 3 + ["<|endoftext|>"]
     assert found["config"] == found["generation"] == [tokenizer.eot] * 2
-    assert found["ids"] == [tokenizer.encode(text) for text in TEXTS] and tuple(found["texts"]) == TEXTS
+    assert (
+        found["ids"] == [[tokenizer.eot, *tokenizer.encode(text)] for text in TEXTS] and tuple(found["texts"]) == TEXTS
+    )
     expected = generate(ours, [torch.tensor(p) for p in prompts], 30, temperature=0.0, stop=tokenizer.eot)
     assert found["tokens"] == [row.tolist() for row in expected]
     assert len({token for row in found["tokens"] for token in row}) > 12
@@ -381,7 +383,7 @@ def test_gpt2s_vocabulary_comes_along(tmp_path):
     model = LanguageModel(config_of("decoupled", **THEIRS, vocab_size=tokenizer.vocab_size))
     assert interop.export(model, tokenizer, tmp_path / "out") is None
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert [theirs(text).input_ids for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    assert [theirs(text).input_ids for text in TEXTS] == [[50256, *tokenizer.encode(text)] for text in TEXTS]
     assert theirs.bos_token_id == theirs.eos_token_id == tokenizer.eot == 50256
 
 
@@ -400,9 +402,10 @@ def test_a_model_without_a_tokenizer(tmp_path):
     assert interop.export(ours, None, str(tmp_path / "out")) is None
     assert files_in(tmp_path / "out") == {"config.json", "generation_config.json", "model.safetensors"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
-    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")  # tied
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert same(interop.from_deepseek_v3(theirs).state_dict(), ours.state_dict())
+    back, text = interop.from_deepseek_v3(theirs), tokens_of(3, 20)
+    with torch.no_grad():
+        assert apart(back(text), ours(text)) < LIMIT
 
 
 def test_what_is_there_stays(tmp_path):
@@ -468,3 +471,82 @@ def test_weights_by_name_with_a_head_that_has_no_place():
         assert len(there({table: weight, head: weight.clone()}, config)) == 1
         with pytest.raises(ValueError, match=f"tie_embeddings=True: {head} differs from {table}: False"):
             there({table: weight, head: weight + 1}, config)
+
+
+# --- a folder that all engines read alike ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "interleaved", "odd widths", "odd and interleaved", "all dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_exported_form_is_the_same_function(name, dtype, tmp_path):
+    """Interleaved rows, a head that is written, and the fields that other engines ask for, whatever the model has."""
+    ours, text = ours_of(dtype, **CONFIGS[name]), tokens_of(3, 20)
+    before = {key: weight.clone() for key, weight in ours.state_dict().items()}
+    state = torch.get_rng_state()
+    assert interop.export(ours, None, tmp_path / "out") is None
+    assert torch.equal(state, torch.get_rng_state()) and same(ours.state_dict(), before)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    wanted = dict(rope_interleave=True, tie_word_embeddings=False, scoring_func="sigmoid", topk_method="noaux_tc")
+    assert {field: settings[field] for field in wanted} == wanted
+    file = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(file["lm_head.weight"], ours.head.weight)
+    assert torch.equal(file["model.embed_tokens.weight"], ours.embedding.weight)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if dtype == torch.float32:
+        with torch.no_grad():
+            assert apart(theirs(text).logits, ours(text)) < LIMIT
+    c, q = ours.config, ours.blocks[0].attention.q_proj.weight.unflatten(0, (4, -1))
+    turned = file["model.layers.0.self_attn.q_proj.weight"].unflatten(0, (4, -1))
+    assert torch.equal(turned[:, : c.d_nope], q[:, : c.d_nope])
+    order = (
+        range(c.d_rope)
+        if "interleaved" in name
+        else [i + j * c.d_rope // 2 for i in range(c.d_rope // 2) for j in (0, 1)]
+    )
+    assert torch.equal(turned[:, c.d_nope :], q[:, c.d_nope :][:, list(order)])
+
+
+def test_a_batch_of_unequal_prompts_and_a_pipeline_begin_as_training_did(tokenizer, tmp_path):
+    ours = ours_of(vocab_size=tokenizer.vocab_size, max_seq_len=64)
+    assert interop.export(ours, tokenizer, tmp_path / "out") is None
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["padding_side"] == "left"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts, how = ["Tom saw a cat and was glad.", "Mia", "Once upon a time"], dict(max_new_tokens=20, do_sample=False)
+    prompts = [torch.tensor([tokenizer.eot, *tokenizer.encode(text)]) for text in texts]
+    expected = [tokenizer.decode(row) for row in generate(ours, prompts, 20, temperature=0.0, stop=tokenizer.eot)]
+    assert len({len(prompt) for prompt in prompts}) == 3
+    batch = words(texts, return_tensors="pt", padding=True)
+    assert [row[mask.bool()].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)] == [
+        prompt.tolist() for prompt in prompts
+    ]
+    batch.pop("token_type_ids", None)
+    assert words.batch_decode(theirs.generate(**batch, **how), skip_special_tokens=True) == expected
+    write = transformers.pipeline("text-generation", model=theirs, tokenizer=words)
+    for size in (1, 3):
+        found = [rows[0]["generated_text"] for rows in write(texts, batch_size=size, **how)]
+        assert found == expected, size
+    rules = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["post_processor"]
+    assert rules["single"][0] == {
+        "SpecialToken": {"id": "<|endoftext|>", "type_id": 0}
+    }  # for readers of that file alone
+
+
+@pytest.mark.parametrize("form", ["decoupled", "mla-rope"])
+@pytest.mark.parametrize("place", ["embedding.weight", "blocks.1.feedforward.router.bias"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_exported(form, place, number, tmp_path):
+    model = LanguageModel(config_of(form, **THEIRS if form == "decoupled" else {}))
+    with torch.no_grad():
+        model.state_dict()[place].view(-1)[3] = number
+    with pytest.raises(MoemlaError, match=f"^{place} is not finite: .*; nothing was exported$"):
+        interop.export(model, None, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_conversions_draw_no_random_numbers_of_the_caller():
+    ours = ours_of()
+    state = torch.get_rng_state()
+    interop.from_deepseek_v3(interop.to_deepseek_v3(ours))
+    assert torch.equal(state, torch.get_rng_state())

@@ -375,7 +375,7 @@ def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "r
     rows = [(claim, evaluate(claim, folder)) for claim in select(load_claims(), ids)]
     if as_json:
         entries = [asdict(claim) | asdict(outcome) | {"function": claim.computed} for claim, outcome in rows]
-        print(json.dumps({"claims": entries, "counts": counts(rows)}, indent=1))
+        print(json.dumps({"claims": entries, "counts": counts(rows)}, indent=1, allow_nan=False))
         return 0
     from rich.console import Console
 
