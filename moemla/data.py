@@ -210,7 +210,7 @@ class TokenShard:
     `tokens` (N,) uint16; `documents` (D + 1,) int64, where each story starts and at last N; `vocab_size`;
     `tokenizer_hash` in hex. A file that is missing, foreign, of another version or damaged is a `DataError`: header
     and documents are compared with their checksum each time. `check`: the tokens too, and that each is below
-    `vocab_size`, for which the file is read once (half a second for a gigabyte); by default up to 256 MB.
+    `vocab_size`, for which the file is read once (a second for a gigabyte); by default up to 256 MB.
     """
 
     MAGIC = b"MOEMLA\0\0"
@@ -218,7 +218,7 @@ class TokenShard:
     # little endian: magic, version, vocabulary size, tokens, documents, hash of the tokenizer: 64 bytes
     HEADER = struct.Struct("<8sIIQQ32s")
     SUMS = struct.Struct("<II")  # behind it, unless the version is 1: CRC-32 of the tokens; of header and documents
-    CHECKED = 2**28  # bytes that are read again without being asked: a tenth of a second
+    CHECKED = 2**28  # bytes that are read at opening without being asked: a quarter of a second
 
     def __init__(self, path: str | os.PathLike[str], check: bool | None = None) -> None:
         self.path = Path(path)
