@@ -46,20 +46,23 @@ class Prepare:
     """The same, for validation (source files)."""
     tokenizer: Literal["bpe", "gpt2"] = "bpe"
     """bpe: byte-level, trained on the training text; gpt2: GPT-2's 50,257 tokens."""
-    vocab_size: int = 4096
-    """Tokens of a bpe vocabulary, 257 to 65,536."""
+    vocab_size: int | None = None
+    """Tokens of a bpe vocabulary, 257 to 65,536. Default 4,096."""
     stories: int | None = None
     """Stories to train on. Default 20,000; of files all."""
     seed: int = 0
     """Of the built-in stories."""
 
     def __call__(self) -> None:
+        import warnings
+
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         from moemla.data import prepare
 
         columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns) as bars:
+        with Progress(*columns) as bars, warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always")
             tasks: dict[str, int] = {}
 
             def show(label: str, done: int, total: int | None) -> None:
@@ -72,6 +75,8 @@ class Prepare:
                 for name in ("source", "train", "valid", "tokenizer", "vocab_size", "stories", "seed")
             }
             record = prepare(self.out, progress=show, **chosen)
+        for text in dict.fromkeys(str(note.message) for note in noted):  # once, though a file is read thrice
+            print(f"moemla: warning: {text}", file=sys.stderr)
         for split, facts in record["splits"].items():
             counts = (f"{facts[unit]:,} {unit}" for unit in ("stories", "tokens", "bytes"))
             print(f"{split}: {', '.join(counts)} ({facts['bytes'] / facts['tokens']:.2f} bytes a token)")

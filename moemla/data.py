@@ -1,6 +1,6 @@
 """Stories on their way to the model: text -> tokenizer and token shards (`prepare`) -> batches (`Batches`).
 
-A shard is one file: a header of 64 bytes, all tokens as 16-bit ids, and where each story starts. Every story
+A shard is one file: a header with checksums, all tokens as 16-bit ids, and where each story starts. Every story
 is EOT followed by its tokens, so that EOT is the token from which a story is started. Shards are
 memory-mapped: a file larger than the memory trains as well. Whatever is written appears whole or not at all.
 """
@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import struct
+import warnings
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -22,19 +24,24 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from moemla.config import require, require_count
 from moemla.errors import DataError, optional
-from moemla.files import replacing, why
-from moemla.tokenizer import EOT, Tokenizer, check_vocab_size
+from moemla.files import claimed, replacing, why
+from moemla.tokenizer import EOT, MIN_VOCAB, Tokenizer, check_vocab_size, in_groups
 
 SEPARATOR = f"\n{EOT}\n"  # after every story of a text file
 SOURCES = ("builtin", "hub", "files")
 TOKENIZERS = ("bpe", "gpt2")
 DEFAULT_STORIES = 20_000
+DEFAULT_VOCAB = 4096
 VALID_STORIES = 600
 HUB_NAME = "roneneldan/TinyStories"
 HUB_SECONDS = 5  # to answer at all
 HUB_RETRIES = 3  # of a read that broke off; what has come is kept, so giving up early costs nothing
-CHUNK = 512  # stories encoded at once, and between two reports of progress
+CHUNK = 512  # stories between two reports of progress
+
+_MADE = ("tokenizer.json", "train.bin", "valid.bin", "valid.txt", "data.json")
+OUTPUTS = {"builtin": ("train.txt", *_MADE), "hub": _MADE, "files": _MADE}  # what `prepare` may overwrite
 
 Progress = Callable[[str, int, int | None], None]  # label, done, total (None: not known yet)
 
@@ -47,7 +54,8 @@ def read_stories(path: str | os.PathLike[str], rows: int | None = None) -> Itera
 
     Outer whitespace is stripped and empty stories are left out; `rows` stops after that many, empty ones
     counted. `DataError` when there is no such file, no story in it, or a byte that is not UTF-8 (gives its
-    offset). Built in chapter 1.
+    offset). The mark inside a line is text and separates nothing: a warning says so, and a file that has it there
+    alone is a `DataError`. Built in chapter 1.
     """
     found = False
     for story in islice(_rows(path), rows):
@@ -60,11 +68,12 @@ def read_stories(path: str | os.PathLike[str], rows: int | None = None) -> Itera
 
 def _rows(path: str | os.PathLike[str]) -> Iterator[str]:
     """What stands between the separator lines, stripped; empty rows too, because resuming counts them."""
-    offset = 0
+    offset = rows = 0
+    inside: list[int] = []  # numbers of lines that hold the mark beside other text
     lines: list[str] = []
     try:
         with open(path, "rb") as file:
-            for raw in file:
+            for number, raw in enumerate(file, start=1):
                 try:
                     line = raw.decode()
                 except UnicodeDecodeError as error:
@@ -78,10 +87,18 @@ def _rows(path: str | os.PathLike[str]) -> Iterator[str]:
                 if line.strip() == EOT:
                     yield "".join(lines).strip()
                     lines.clear()
-                else:
-                    lines.append(line.replace("\r\n", "\n"))
+                    rows += 1
+                    continue
+                if EOT in line:
+                    inside.append(number)
+                lines.append(line.replace("\r\n", "\n"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {why(error)}") from error
+    if inside:
+        said = f"{path} has {EOT} inside {len(inside)} of its lines (the first is line {inside[0]})"
+        if not rows:
+            raise DataError(f"{said} and on none of its own, where it would separate stories: put it on its own line")
+        warnings.warn(f"{said}: it is taken for text there and separates nothing", stacklevel=3)
     if last := "".join(lines).strip():
         yield last
 
@@ -121,13 +138,22 @@ def fetch_hub(out: str | os.PathLike[str], split: str, limit: int, progress: Pro
     """`OUT/hub-SPLIT.txt` with at least `limit` rows of the hub (fewer if it has no more).
 
     Text goes to `hub-SPLIT.txt.part`; whole rows in it are counted and kept, so that a second call goes on
-    behind them, as does one that wants more than a finished file has. Built in chapter 1.
+    behind them, as does one that wants more than a finished file has. `MoemlaError` while another process writes
+    into `out`; a file of that name that does not end in a separator is not touched. Built in chapter 1.
     """
-    path = Path(out) / f"hub-{split}.txt"
+    with claimed(out, "fetch_hub"):
+        return _fetch(Path(out), split, limit, progress)
+
+
+def _fetch(out: Path, split: str, limit: int, progress: Progress | None) -> Path:
+    path = out / f"hub-{split}.txt"
     part = path.with_name(path.name + ".part")
     try:
         if path.exists():
-            if _whole_rows(path)[0] >= limit:
+            rows, end = _whole_rows(path)
+            if end != path.stat().st_size:
+                raise DataError(f"{path} is there already and not from the hub: move it away or name another folder")
+            if rows >= limit:
                 return path
             os.replace(path, part)
         done, end = _whole_rows(part) if part.exists() else (0, 0)
@@ -157,12 +183,21 @@ def _watched(
     items: Iterable[str], label: str, total: int | None, progress: Progress | None, start: int = 0
 ) -> Iterator[str]:
     done = start
+    if progress:
+        progress(label, done, total)
     for done, item in enumerate(items, start + 1):
         yield item
         if progress and done % CHUNK == 0:
             progress(label, done, total)
     if progress:
         progress(label, done, done)
+
+
+def _then(items: Iterable[str], label: str, progress: Progress | None) -> Iterator[str]:
+    """`items`, and a report that what follows them has begun."""
+    yield from items
+    if progress:
+        progress(label, 0, None)
 
 
 # --- shards ---------------------------------------------------------------------------------------
@@ -172,20 +207,25 @@ class TokenShard:
     """A file of tokens, memory-mapped. Built in chapter 1.
 
     `tokens` (N,) uint16; `documents` (D + 1,) int64, where each story starts and at last N; `vocab_size`;
-    `tokenizer_hash` in hex. A file that is missing, foreign, of another version or damaged is a `DataError`.
+    `tokenizer_hash` in hex. A file that is missing, foreign, of another version or damaged is a `DataError`: header
+    and documents are compared with their checksum each time. `check`: the tokens too, and that each is below
+    `vocab_size`, for which the file is read once (a second for a gigabyte); by default up to 256 MB.
     """
 
     MAGIC = b"MOEMLA\0\0"
-    VERSION = 1
+    VERSION = 2
     # little endian: magic, version, vocabulary size, tokens, documents, hash of the tokenizer: 64 bytes
     HEADER = struct.Struct("<8sIIQQ32s")
+    SUMS = struct.Struct("<II")  # behind it, unless the version is 1: CRC-32 of the tokens; of header and documents
+    CHECKED = 2**28  # bytes that are read at opening without being asked: a quarter of a second
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], check: bool | None = None) -> None:
         self.path = Path(path)
         try:
             size = self.path.stat().st_size
             with open(self.path, "rb") as file:
                 header = file.read(self.HEADER.size)
+                sums = file.read(self.SUMS.size)
         except OSError as error:
             raise DataError(f"cannot read {path}: {why(error)}; `moemla prepare` makes it") from error
         if header[:8] != self.MAGIC:
@@ -193,16 +233,36 @@ class TokenShard:
         if len(header) < self.HEADER.size:
             raise DataError(f"{path} is cut short inside its header; run `moemla prepare` again")
         _, shard_version, self.vocab_size, tokens, documents, digest = self.HEADER.unpack(header)
-        if shard_version != self.VERSION:
+        if shard_version not in (1, self.VERSION):
             raise DataError(f"{path} has version {shard_version}, not {self.VERSION}; run `moemla prepare` again")
-        expected = self.HEADER.size + 2 * tokens + 8 * (documents + 1)
+        begin = self.HEADER.size + (self.SUMS.size if shard_version > 1 else 0)
+        expected = begin + 2 * tokens + 8 * (documents + 1)
         if size != expected:
-            raise DataError(f"{path} is damaged: {size} bytes, its header says {expected}; run `moemla prepare` again")
+            raise self._damaged(f"{size} bytes, its header says {expected}")
         self.tokenizer_hash: str = digest.hex()
-        self.tokens = np.memmap(self.path, dtype="<u2", mode="r", offset=self.HEADER.size, shape=(tokens,))
-        self.documents = np.fromfile(self.path, dtype="<i8", offset=self.HEADER.size + 2 * tokens)
+        self.tokens = np.memmap(self.path, dtype="<u2", mode="r", offset=begin, shape=(tokens,))
+        self.documents = np.fromfile(self.path, dtype="<i8", offset=begin + 2 * tokens)
         if self.documents[0] != 0 or self.documents[-1] != tokens or (np.diff(self.documents) < 1).any():
-            raise DataError(f"{path} is damaged: stories out of order; run `moemla prepare` again")
+            raise self._damaged("stories out of order")
+        of_tokens, of_rest = self.SUMS.unpack(sums) if shard_version > 1 else (None, None)
+        if of_rest is not None and of_rest != zlib.crc32(self.documents, zlib.crc32(header)):
+            raise self._damaged("header or stories do not have their checksum")
+        if check or (check is None and size <= self.CHECKED):
+            found = 0
+            for start in range(0, tokens, 2**20):
+                part = self.tokens[start : start + 2**20]
+                self.check_ids(part)
+                found = zlib.crc32(part, found)
+            if of_tokens not in (None, found):
+                raise self._damaged("its tokens do not have their checksum")
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(f"{self.path} is damaged: {what}; run `moemla prepare` again")
+
+    def check_ids(self, tokens: np.ndarray) -> None:
+        """`DataError` if one of `tokens`, any shape, is not below `vocab_size`. Built in chapter 1."""
+        if tokens.size and (largest := tokens.max()) >= self.vocab_size:
+            raise self._damaged(f"token {largest} in a vocabulary of {self.vocab_size}")
 
     def __len__(self) -> int:
         """Number of stories. Built in chapter 1."""
@@ -221,23 +281,29 @@ def write_shard(path: str | os.PathLike[str], tokenizer: Tokenizer, documents: I
     A full disk is a one-line `DataError`; after any failure nothing is left, and an older file stays.
     Built in chapter 1.
     """
-    starts = array("q", [0])
+    starts, sum_ = array("q", [0]), 0
     with replacing(path) as file:
-        file.write(bytes(TokenShard.HEADER.size))
+        file.write(bytes(TokenShard.HEADER.size + TokenShard.SUMS.size))
         for ids in documents:
             if len(ids) and not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
-                raise ValueError(f"ids: {min(ids)} to {max(ids)}, must be 0 to {tokenizer.vocab_size - 1}")
-            file.write(np.array([tokenizer.eot, *ids], dtype="<u2").tobytes())
+                raise ValueError(f"ids={min(ids)} to {max(ids)}: must be 0 to {tokenizer.vocab_size - 1}")
+            tokens = np.array([tokenizer.eot, *ids], dtype="<u2").tobytes()
+            sum_ = zlib.crc32(tokens, sum_)
+            file.write(tokens)
             starts.append(starts[-1] + 1 + len(ids))
-        file.write(np.array(starts, dtype="<i8").tobytes())
+        ends = np.array(starts, dtype="<i8").tobytes()
+        file.write(ends)
         file.seek(0)
         sizes = (tokenizer.vocab_size, starts[-1], len(starts) - 1)
         magic = (TokenShard.MAGIC, TokenShard.VERSION)
-        file.write(TokenShard.HEADER.pack(*magic, *sizes, bytes.fromhex(tokenizer.hash)))
+        header = TokenShard.HEADER.pack(*magic, *sizes, bytes.fromhex(tokenizer.hash))
+        file.write(header + TokenShard.SUMS.pack(sum_, zlib.crc32(ends, zlib.crc32(header))))
 
 
 def check_tokenizer(shard: TokenShard, tokenizer: Tokenizer) -> None:
     """`DataError`, naming both hashes, unless `shard` was written with `tokenizer`. Built in chapter 1."""
+    if shard.tokenizer_hash == tokenizer.hash and shard.vocab_size != tokenizer.vocab_size:
+        raise shard._damaged(f"a vocabulary of {shard.vocab_size}, its tokenizer has {tokenizer.vocab_size}")
     if shard.tokenizer_hash != tokenizer.hash:
         raise DataError(
             f"{shard.path} was made with tokenizer {shard.tokenizer_hash[:12]}, not {tokenizer.hash[:12]}; "
@@ -254,7 +320,7 @@ def prepare(
     train: str | os.PathLike[str] | None = None,
     valid: str | os.PathLike[str] | None = None,
     tokenizer: str = "bpe",
-    vocab_size: int = 4096,
+    vocab_size: int | None = None,
     stories: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -264,22 +330,34 @@ def prepare(
     Returns what `data.json` holds: settings, tokenizer, splits (stories, tokens, bytes, sha256), hash and
     versions. source: "builtin" (the story generator; also writes `train.txt`), "hub" (TinyStories, streamed)
     or "files" (`train` and `valid`). stories: how many to train on, by default 20,000, of files all; the 600
-    validation stories of "builtin" come after them. tokenizer: "bpe", trained on the training text, or "gpt2"
-    (whose vocabulary is fixed). `data.json` is written last: while it names the same settings and input (by
-    sha256), a second call returns at once; otherwise all is made anew but text from the hub.
-    progress(label, done, total) is called on the way. Built in chapter 1.
+    validation stories of "builtin" come after them. tokenizer: "bpe", trained on the training text to `vocab_size`
+    tokens (4,096), or "gpt2" (whose vocabulary is fixed). `data.json` is written last: while it names the same
+    settings and input (by sha256), a second call returns at once; otherwise all is made anew but text from the hub.
+    What it does not claim is not overwritten: a file of one of these names that `prepare` did not make, or a text that
+    was changed since, is a `DataError` before anything is written. What an interrupted call left it claims.
+    `MoemlaError` while another process writes into `out`. progress(label, done, total) is called on the way.
+    Built in chapter 1.
     """
-    if source not in SOURCES:
-        raise ValueError(f"source = {source!r}: must be one of {', '.join(SOURCES)}")
-    if tokenizer not in TOKENIZERS:
-        raise ValueError(f"tokenizer = {tokenizer!r}: must be one of {', '.join(TOKENIZERS)}")
+    require(source in SOURCES, "source", source, f"must be one of {', '.join(SOURCES)}")
+    require(tokenizer in TOKENIZERS, "tokenizer", tokenizer, f"must be one of {', '.join(TOKENIZERS)}")
     if (source == "files") != (train is not None) or (source == "files") != (valid is not None):
-        raise ValueError(f"train = {train}, valid = {valid}: source 'files' needs both, the others neither")
-    if stories is not None and stories < 1:
-        raise ValueError(f"stories = {stories}: must be 1 or more")
+        raise ValueError(f"train={train}, valid={valid}: source 'files' needs both, the others neither")
+    if stories is not None:
+        require_count("stories", stories)
+    require(seed >= 0, "seed", seed, "must be 0 or more")
+    require(seed == 0 or source == "builtin", "seed", seed, "only the built-in stories have one")
+    right = "gpt2 has 50,257 tokens, the size of a bpe vocabulary is for you to choose"
+    require(tokenizer == "bpe" or vocab_size in (None, 50_257), "vocab_size", vocab_size, right)
+    vocab_size = DEFAULT_VOCAB if vocab_size is None else vocab_size
     check_vocab_size(vocab_size)
     if stories is None and source != "files":
         stories = DEFAULT_STORIES
+    out = Path(out)
+    inputs = {"train": Path(train), "valid": Path(valid)} if source == "files" else {}
+    for option, path in inputs.items():
+        for name in OUTPUTS[source]:
+            same = path.exists() and (out / name).exists() and path.samefile(out / name)
+            require(not same, option, os.fspath(path), f"is {out / name}, which is to be written; name another folder")
 
     settings: dict[str, Any] = {"source": source, "stories": stories, "tokenizer": tokenizer}
     if tokenizer == "bpe":
@@ -289,34 +367,52 @@ def prepare(
 
         # its first stories stand for the generator: when they change, the data is made anew
         settings |= {"seed": seed, "generator": _sha256("".join(s.text for s in generate(8, seed=seed)))}
-    if source == "files":
-        settings |= {"train": _file_facts(train), "valid": _file_facts(valid)}
+    settings |= {option: _file_facts(path) for option, path in inputs.items()}
 
-    out = Path(out)
     if known := _prepared(out, settings):
         return known
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "data.json").unlink(missing_ok=True)  # from here on the folder is not what it says
-    except OSError as error:
-        raise DataError(f"cannot write into {out}: {why(error)}") from error
+    with claimed(out, "moemla prepare"):
+        ours = _claims(out)
+        for name in OUTPUTS[source]:
+            if os.path.lexists(out / name) and name not in ours:
+                raise DataError(
+                    f"{out / name} is there already and not from `moemla prepare`, or changed since: move it away or "
+                    "name another folder"
+                )
+        # from here on the folder is not what it said; all of it may be overwritten, by the next call too
+        _write_record(out, {"unfinished": sorted({*ours, *OUTPUTS[source]})})
+        try:
+            return _make(out, settings, inputs, progress)
+        except BaseException:
+            if not any(os.path.lexists(out / name) for name in {*ours, *OUTPUTS[source]} - {"data.json"}):
+                (out / "data.json").unlink(missing_ok=True)
+            raise
 
-    texts = {"train": Path(train or out / "train.txt"), "valid": Path(valid or out / "valid.txt")}
+
+def _make(out: Path, settings: dict[str, Any], inputs: dict[str, Path], progress: Progress | None) -> dict[str, Any]:
+    """Everything that `prepare` writes, in a folder that may be written; returns the record."""
+    source, stories = settings["source"], settings["stories"]
+    texts = inputs or {split: out / f"{split}.txt" for split in ("train", "valid")}
     if source == "builtin":
+        from moemla.stories import stories as generate
+
         for split, count, start in (("train", stories, 0), ("valid", VALID_STORIES, stories)):
-            fresh = (s.text for s in generate(count, seed=seed, start=start))
+            fresh = (s.text for s in generate(count, seed=settings["seed"], start=start))
             _write_text(texts[split], _watched(fresh, f"{split} stories", count, progress))
     if source == "hub":
-        texts["train"] = fetch_hub(out, "train", stories, progress)
-        texts["valid"] = fetch_hub(out, "validation", VALID_STORIES, progress)
+        texts["train"] = _fetch(out, "train", stories, progress)
+        texts["valid"] = _fetch(out, "validation", VALID_STORIES, progress)
 
     rows = {"train": stories, "valid": VALID_STORIES if source == "hub" else None}
 
     def read(split: str) -> Iterator[str]:
         return read_stories(texts[split], rows[split])
 
-    if tokenizer == "bpe":
-        tokens = Tokenizer.train(_watched(read("train"), "tokenizer", stories, progress), vocab_size)
+    if settings["tokenizer"] == "bpe":
+        learnt = _watched(read("train"), "tokenizer", stories, progress)
+        tokens = Tokenizer.train(_then(learnt, "merges", progress), settings["vocab_size"])
+        if progress:
+            progress("merges", tokens.vocab_size - MIN_VOCAB, tokens.vocab_size - MIN_VOCAB)
     else:
         tokens = Tokenizer.gpt2()
     splits = {
@@ -328,14 +424,38 @@ def prepare(
     tokens.save(out / "tokenizer.json")
     record = {
         "settings": settings,
-        "tokenizer": {"kind": tokenizer, "vocab_size": tokens.vocab_size, "hash": tokens.hash},
+        "tokenizer": {"kind": settings["tokenizer"], "vocab_size": tokens.vocab_size, "hash": tokens.hash},
         "splits": splits,
         "hash": _sha256(tokens.hash + "".join(facts["sha256"] for facts in splits.values())),
         "versions": {name: _version(name) for name in ("moemla", "tokenizers", "numpy")},
     }
+    _write_record(out, record)
+    return record
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
     with replacing(out / "data.json") as file:
         file.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
-    return record
+
+
+def _claims(out: Path) -> set[str]:
+    """The names in `out` that its `data.json` claims: what was made, or was to be made by a call that was cut short.
+
+    A text that was changed since is the user's own.
+    """
+    try:
+        record = json.loads((out / "data.json").read_text(encoding="utf-8"))
+        if "unfinished" in record:
+            return {"data.json", *record["unfinished"]}
+        source, splits = record["settings"]["source"], record["splits"]
+        made = set(OUTPUTS[source])
+        for split in splits:
+            text = out / f"{split}.txt"
+            if text.name in made and text.exists() and _file_facts(text)["sha256"] != splits[split]["sha256"]:
+                made.remove(text.name)
+        return made
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
+        return set()  # missing, cut or foreign
 
 
 def _write_text(path: Path, stories: Iterable[str]) -> None:
@@ -349,7 +469,7 @@ def _encode(path: Path, tokenizer: Tokenizer, stories: Iterator[str]) -> dict[st
     facts, digest = {"stories": 0, "tokens": 0, "bytes": 0}, hashlib.sha256()
 
     def documents() -> Iterator[list[int]]:
-        while chunk := list(islice(stories, CHUNK)):
+        for chunk in in_groups(stories):
             for story, ids in zip(chunk, tokenizer.encode_batch(chunk), strict=True):
                 digest.update((story + SEPARATOR).encode())
                 facts["stories"] += 1
@@ -367,7 +487,7 @@ def _prepared(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         record = json.loads((out / "data.json").read_text())
         tokenizer = Tokenizer.load(out / "tokenizer.json")
         for split, facts in record["splits"].items():
-            shard = TokenShard(out / f"{split}.bin")
+            shard = TokenShard(out / f"{split}.bin", check=True)
             check_tokenizer(shard, tokenizer)
             if (len(shard), len(shard.tokens)) != (facts["stories"], facts["tokens"]):
                 return None
@@ -421,18 +541,15 @@ class Batches:
         world_size: int = 1,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
-            if value < 1:
-                raise ValueError(f"{name} = {value}: must be 1 or more")
-        if seed < 0:
-            raise ValueError(f"seed = {seed}: must be 0 or more")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank}: must be 0 to world_size - 1 = {world_size - 1}")
-        if batch_size % world_size:
-            raise ValueError(f"batch_size = {batch_size}: must be a multiple of world_size = {world_size}")
+            require_count(name, value)
+        require(seed >= 0, "seed", seed, "must be 0 or more")
+        require(0 <= rank < world_size, "rank", rank, f"must be 0 to world_size - 1 = {world_size - 1}")
+        right = f"must be a multiple of world_size={world_size}"
+        require(batch_size % world_size == 0, "batch_size", batch_size, right)
         size = len(shard.tokens)
         if size < seq_len + 1:
             raise DataError(
-                f"{shard.path} has {size} tokens; one window of seq_len = {seq_len} needs {seq_len + 1}: "
+                f"{shard.path} has {size} tokens; one window of seq_len={seq_len} needs {seq_len + 1}: "
                 "take more stories or a shorter seq_len"
             )
         self.shard, self.batch_size, self.seq_len, self.seed = shard, batch_size, seq_len, seed
@@ -453,7 +570,9 @@ class Batches:
         epochs, places = np.divmod(step * self.batch_size + self._rows, self.windows)
         starts = np.array([self._starts(int(e))[p] for e, p in zip(epochs, places, strict=True)])
         span = (starts[:, None] + np.arange(self.seq_len + 1)) % len(self.shard.tokens)
-        window = torch.from_numpy(self.shard.tokens[span].astype(np.int64))
+        taken = self.shard.tokens[span]
+        self.shard.check_ids(taken)  # a large shard was not read when it was opened
+        window = torch.from_numpy(taken.astype(np.int64))
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
     def _epoch_starts(self, epoch: int) -> np.ndarray:

@@ -42,10 +42,10 @@ class NGram:
 
     def __init__(self, order: int, vocab_size: int) -> None:
         if vocab_size < 2:
-            raise ValueError(f"vocab_size = {vocab_size}: must be 2 or more")
+            raise ValueError(f"vocab_size={vocab_size}: must be 2 or more")
         self._bits = (vocab_size - 1).bit_length()
         if not 1 <= order <= KEY_BITS // self._bits:
-            raise ValueError(f"order = {order}: must be 1 to {KEY_BITS // self._bits} for vocab_size = {vocab_size}")
+            raise ValueError(f"order={order}: must be 1 to {KEY_BITS // self._bits} for vocab_size={vocab_size}")
         self.order, self.vocab_size = order, vocab_size
         self._tables: list[_Table] = []
 

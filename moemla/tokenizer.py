@@ -8,8 +8,10 @@ import codecs
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsInt
 
@@ -19,6 +21,10 @@ from moemla.files import replacing, why
 EOT = "<|endoftext|>"
 MIN_VOCAB = 257  # 256 bytes and EOT
 MAX_VOCAB = 65_536  # ids are stored as uint16
+PLAIN = "a tokenizer must make the ids that its vocabulary and merges say; this one has "
+LONGEST_WORD = 1024  # bytes; learning takes the square of a word's length, so a longer run is learnt from in parts
+PIECE = 4096  # characters of a long text at once, and
+GROUP = 2**20  # characters in all: `tokenizers` takes some 400 bytes for each token that it works on
 GPT2_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -26,9 +32,9 @@ GPT2_SHA256 = {
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """`DataError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
+    """`ValueError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
     if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
-        raise DataError(f"vocab_size = {vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
+        raise ValueError(f"vocab_size={vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -38,11 +44,74 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
+# A word ends before a blank that follows something else, whatever comes next.
+_END_OF_WORD = re.compile(r"(?<=\S)(?=[ \n])")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """`text` in pieces of at least PIECE characters, cut where a word ends: together they have the same tokens."""
+    start = 0
+    while end := _END_OF_WORD.search(text, start + PIECE):
+        yield text[start : end.start()]
+        start = end.start()
+    yield text[start:]
+
+
+def in_groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of the `texts`, in order, each list with some GROUP characters at most or a single longer text.
+
+    Built in chapter 1.
+    """
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > GROUP:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
+
+
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text: lone surrogate at character {error.start}, not Unicode") from error
+    return text
+
+
+def _foreign_rule(model: dict[str, Any]) -> str | None:
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(name):
+            return f"{name} = {json.dumps(model[name])}"
+    return None
+
+
+def _foreign(state: dict[str, Any], eot: int) -> str | None:
+    """What in a tokenizer.json would make other ids of a text than its vocabulary and merges say, if anything does."""
+    before, after = state["pre_tokenizer"], state["post_processor"]
+    if rule := _foreign_rule(state["model"]):
+        return rule
+    if state["normalizer"] is not None:
+        return f"a normalizer ({state['normalizer'].get('type')})"
+    if before.get("add_prefix_space") or not before.get("use_regex", True):
+        return "a pre-tokeniser that is not GPT-2's"
+    if after is not None and after.get("type") != "ByteLevel":
+        return f"a post-processor ({after.get('type')})"
+    added = [(token["id"], token["content"], token["special"]) for token in state["added_tokens"]]
+    if added != [(eot, EOT, True)]:
+        return f"added tokens that are not {EOT} alone, as a special token"
+    return None
+
+
 class Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`. Built in chapter 1.
 
     `vocab_size` counts every token, EOT among them; `eot` is EOT's id; `hash` names the tokenizer (sha256
-    in hex) and depends only on vocabulary, merges and pre-tokeniser, so it survives `save` and `load`.
+    in hex) and depends only on vocabulary, merges and pre-tokeniser, so it survives `save` and `load`. What else in
+    a tokenizer.json would change how a text is encoded (dropout, a normalizer, more added tokens) is refused.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -59,7 +128,11 @@ class Tokenizer:
             raise DataError(f"a tokenizer must have {EOT} and ids without gaps from 0 to {MAX_VOCAB - 1} at most")
         self.vocab_size: int = len(ids)
         self.eot: int = ids[EOT]
+        if foreign := _foreign(state, self.eot):
+            raise DataError(PLAIN + foreign)
         byte_of = _byte_of_character()
+        if missing := [hex(byte) for character, byte in byte_of.items() if character not in ids]:
+            raise DataError(f"a tokenizer must have a token for each byte; {missing[0]} has none, and would be dropped")
         self._bytes = [b""] * len(ids)
         try:
             for token, index in ids.items():
@@ -76,14 +149,17 @@ class Tokenizer:
         """Learn at most `vocab_size` tokens from `texts` (EOT is id 0, then the 256 bytes, then merges).
 
         Deterministic: the same texts give the same `hash`. Few texts may have fewer pairs worth merging than
-        asked for; `vocab_size` of the result is what was learnt.
+        asked for; `vocab_size` of the result is what was learnt. Time and memory grow with the length of a text and
+        no faster, one run without a blank included: what is learnt from it ends every 1,024 bytes.
         """
         check_vocab_size(vocab_size)
+        from tokenizers import Regex, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
-        from tokenizers import models, pre_tokenizers, trainers
 
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        parts = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")  # of their bytes
+        backend.pre_tokenizer = pre_tokenizers.Sequence([words, parts])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
@@ -91,7 +167,9 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        pieces = chain.from_iterable(_pieces(_check_text(text)) for text in texts)
+        backend.train_from_iterator(pieces, trainer)
+        backend.pre_tokenizer = words
         return cls._finish(backend)
 
     @classmethod
@@ -132,7 +210,12 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         try:
-            backend = Backend.from_str(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            if foreign := _foreign_rule(json.loads(text)["model"]):  # `tokenizers` panics on some of them
+                raise DataError(f"{path}: {PLAIN}{foreign}")
+            backend = Backend.from_str(text)
+        except DataError:
+            raise
         except OSError as error:
             raise DataError(f"cannot read the tokenizer {path}: {why(error)}") from error
         except Exception as error:  # `tokenizers` raises bare Exception on anything it cannot parse
@@ -156,12 +239,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` for many texts at once, on all cores."""
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"text: lone surrogate at character {error.start}, not Unicode") from error
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        pieces = [list(_pieces(_check_text(text))) for text in texts]
+        groups = in_groups(chain.from_iterable(pieces))
+        encode = self._backend.encode_batch_fast
+        found = (encoding.ids for group in groups for encoding in encode(group, add_special_tokens=False))
+        return [list(chain.from_iterable(islice(found, len(parts)))) for parts in pieces]
 
     def decode(self, ids: Iterable[SupportsInt], keep_eot: bool = False) -> str:
         """Text of `ids`. EOT is left out, or written as `<|endoftext|>` with `keep_eot`.
@@ -174,7 +256,7 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for (EOT: its name); bits per byte divides by their number."""
         if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token = {token}: ids of this tokenizer are 0 to {self.vocab_size - 1}")
+            raise ValueError(f"token={token}: ids of this tokenizer are 0 to {self.vocab_size - 1}")
         return self._bytes[token]
 
 

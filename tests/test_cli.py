@@ -233,7 +233,7 @@ def test_bad_text_is_one_line_and_leaves_nothing(tmp_path, texts, capsys):
     assert (line := said()).startswith("1") and "bad.txt is empty" in line
     bad.write_bytes(b"Tom saw a \xff cat.\n<|endoftext|>\n")
     assert (line := said()).startswith("1") and "not UTF-8" in line and "offset 10" in line
-    assert (line := said(texts["train"], valid, "--vocab-size", "65537")).startswith("1") and "65536" in line
+    assert (line := said(texts["train"], valid, "--vocab-size", "65537")).startswith("2") and "65536" in line
     assert (line := said(tmp_path / "gone.txt")).startswith("1") and "gone.txt" in line
     assert (line := said(texts["train"], valid, "--stories", "0")).startswith("2") and "stories" in line
     line = failed(capsys, "prepare", "--source", "files", "--out", out)
@@ -241,6 +241,45 @@ def test_bad_text_is_one_line_and_leaves_nothing(tmp_path, texts, capsys):
     bad.write_bytes(b"a file, no folder")
     line = failed(capsys, "prepare", "--source", "files", "--train", texts["train"], "--valid", valid, "--out", bad)
     assert line.startswith("1") and "bad.txt" in line
+
+
+@pytest.mark.parametrize(
+    "how,says",
+    [
+        (["--tokenizer", "gpt2", "--vocab-size", "400"], "vocab_size=400: gpt2 has"),
+        (["--source", "hub", "--seed", "3"], "seed=3: only the built-in"),
+        (["--seed", "-1"], "seed=-1: must be 0 or more"),
+        (["--stories", "-5"], "stories=-5: must be a whole number"),
+        (["--train", "a.txt", "--valid", "b.txt"], "source 'files' needs both, the others neither"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tmp_path, capsys, how, says):
+    line = failed(capsys, "prepare", "--out", tmp_path / "out", *how)
+    assert line.startswith("2") and says in line and not (tmp_path / "out").exists()
+
+
+def test_prepare_leaves_files_of_the_user_alone(tmp_path, texts, capsys):
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_text("mine")
+    line = failed(capsys, "prepare", "--out", tmp_path)
+    assert line.startswith("1") and "train.txt is there already and not from `moemla prepare`" in line
+    how = ["--source", "files", "--train", texts["train"], "--valid", tmp_path / "valid.txt"]
+    assert failed(capsys, "prepare", "--out", tmp_path, *how).startswith("2")
+    assert {name: (tmp_path / name).read_text() for name in files_in(tmp_path)} == dict.fromkeys(
+        ("train.txt", "valid.txt"), "mine"
+    )
+
+
+def test_prepare_warns_once_of_marks_inside_lines(tmp_path, texts, capsys):
+    odd = tmp_path / "odd.txt"
+    odd.write_bytes(b"One.<|endoftext|>\n" + texts["train"].read_bytes())
+    how = ["--source", "files", "--train", str(odd), "--valid", str(texts["valid"]), "--vocab-size", "300"]
+    assert main(["prepare", "--out", str(tmp_path / "out"), *how]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("moemla: warning: ") and err.count("\n") == 1 and "(the first is line 1)" in err
+    odd.write_text("One.<|endoftext|>\nTwo.<|endoftext|>\n")
+    line = failed(capsys, "prepare", "--out", tmp_path / "out", *how)
+    assert line.startswith("1") and "put it on its own line" in line
 
 
 @pytest.mark.parametrize("how,says", [("cut", "damaged"), ("foreign", "not a token shard"), ("gone", "train.bin")])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from moemla import data
 from moemla.data import Batches, TokenShard, check_tokenizer, fetch_hub, prepare, read_stories, write_shard
-from moemla.errors import DataError
+from moemla.errors import DataError, MoemlaError
 from moemla.tokenizer import EOT, Tokenizer
 
 STORIES = [
@@ -77,7 +77,17 @@ def test_stories_are_read_whatever_stands_around_them(tmp_path, content):
 def test_an_eot_inside_a_line_belongs_to_the_story(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_bytes(text_of([f"They wrote {EOT} on the wall.", "End."]))
-    assert list(read_stories(path)) == [f"They wrote {EOT} on the wall.", "End."]
+    said = r"stories\.txt has <\|endoftext\|> inside 1 of its lines \(the first is line 1\): it is taken for text"
+    with pytest.warns(UserWarning, match=said):
+        assert list(read_stories(path)) == [f"They wrote {EOT} on the wall.", "End."]
+
+
+@pytest.mark.parametrize("content", [f"One.{EOT}Two.{EOT}", f"One.{EOT}\nTwo.{EOT}\n", f"\n{EOT} One.\n{EOT} Two."])
+def test_a_file_whose_separators_stand_inside_lines_alone_is_refused(tmp_path, content):
+    path = tmp_path / "stories.txt"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"stories\.txt has .* inside [12] of its lines .*: put it on its own line$"):
+        list(read_stories(path))
 
 
 def test_reading_streams_and_stops_where_it_is_told(tmp_path):
@@ -186,6 +196,16 @@ def test_a_finished_fetch_is_kept_and_can_grow(tmp_path, hub):
     assert fetch_hub(tmp_path, "train", 99).read_bytes() == text_of(rows)  # all there is
 
 
+def test_a_file_of_the_users_is_not_taken_for_text_of_the_hub(tmp_path, hub):
+    hub(STORIES)
+    mine = tmp_path / "hub-train.txt"
+    mine.write_text("My own notes.")
+    with pytest.raises(DataError, match=r"hub-train\.txt is there already and not from the hub"):
+        fetch_hub(tmp_path, "train", 4)
+    assert mine.read_text() == "My own notes."
+    assert list(tmp_path.iterdir()) == [mine]
+
+
 def test_prepare_from_the_hub(tmp_path, hub):
     online = hub([*STORIES, "", "The end."] * 3)
     record = prepare(tmp_path, source="hub", stories=6, vocab_size=300)
@@ -251,7 +271,7 @@ def test_ids_up_to_65535_fit(tmp_path):
     tokenizer.__dict__.update(vocab_size=65_536, eot=0, hash="ab" * 32)
     write_shard(path, tokenizer, [[65_535, 1]])
     assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
-    with pytest.raises(ValueError, match="ids: 0 to 65536, must be 0 to 65535"):
+    with pytest.raises(ValueError, match="ids=0 to 65536: must be 0 to 65535"):
         write_shard(path, tokenizer, [[65_536, 0]])
     assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
     assert list(tmp_path.iterdir()) == [path]
@@ -261,11 +281,11 @@ def test_shards_that_are_not_right_are_named(tmp_path, tokenizer):
     path = tmp_path / "some.bin"
     write_shard(path, tokenizer, tokenizer.encode_batch(STORIES))
     whole = path.read_bytes()
-    header = TokenShard.HEADER.size
+    header = TokenShard.HEADER.size + TokenShard.SUMS.size
     cases = {
         "is not a token shard of moemla": [b"", b"PK\3\4" + whole[4:], bytes(64) + whole[64:]],
-        "is cut short inside its header": [whole[: header - 1], whole[:8]],
-        "has version 2, not 1": [whole[:8] + b"\2" + whole[9:]],
+        "is cut short inside its header": [whole[:63], whole[:8]],
+        "has version 3, not 2": [whole[:8] + b"\3" + whole[9:]],
         rf"is damaged: {len(whole) - 1} bytes, its header says {len(whole)}": [whole[:-1]],
         rf"is damaged: {len(whole) + 2} bytes, its header says {len(whole)}": [whole + b"\0\0"],
         rf"is damaged: {header} bytes": [whole[:header]],
@@ -282,6 +302,62 @@ def test_shards_that_are_not_right_are_named(tmp_path, tokenizer):
         TokenShard(tmp_path / "none.bin")
 
 
+def version_1(shard: Path) -> bytes:
+    """The bytes of the same shard as it was written before there were checksums."""
+    whole = shard.read_bytes()
+    return whole[:8] + b"\1" + whole[9:64] + whole[72:]
+
+
+def test_every_bit_of_a_shard_is_checked(tmp_path, tokenizer):
+    path = tmp_path / "some.bin"
+    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES[:2]))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(DataError, match=r"some\.bin (is|has) .*`moemla prepare"):
+            TokenShard(path)
+    path.write_bytes(whole)
+    TokenShard(path, check=True)
+
+
+def test_a_shard_of_the_version_before_is_read_and_its_ids_looked_at(tmp_path, tokenizer):
+    path = tmp_path / "some.bin"
+    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES))
+    tokens, documents = TokenShard(path).tokens.tolist(), TokenShard(path).documents.tolist()
+    old = version_1(path)
+    path.write_bytes(old)
+    shard = TokenShard(path)
+    assert shard.tokens.tolist() == tokens
+    assert shard.documents.tolist() == documents
+    check_tokenizer(shard, tokenizer)
+    size = tokenizer.vocab_size
+    path.write_bytes(old[:64] + size.to_bytes(2, "little") + old[66:])
+    with pytest.raises(DataError, match=rf"some\.bin is damaged: token {size} in a vocabulary of {size}; run `moemla"):
+        TokenShard(path)
+    path.write_bytes(old[:12] + (size + 1).to_bytes(4, "little") + old[16:])
+    with pytest.raises(DataError, match=rf"is damaged: a vocabulary of {size + 1}, its tokenizer has {size}"):
+        check_tokenizer(TokenShard(path), tokenizer)
+
+
+def test_a_large_shard_is_read_at_opening_only_when_asked(tmp_path, tokenizer, monkeypatch):
+    path = tmp_path / "some.bin"
+    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES * 9))
+    whole = path.read_bytes()
+    monkeypatch.setattr(TokenShard, "CHECKED", 100)
+    path.write_bytes(whole[:72] + b"\1\0" + whole[74:])
+    TokenShard(path)
+    with pytest.raises(DataError, match="its tokens do not have their checksum"):
+        TokenShard(path, check=True)
+    path.write_bytes(whole[:72] + b"\xff\xff" + whole[74:])
+    batches = Batches(TokenShard(path), 1, 8)  # whose batches are looked at all the same
+    with pytest.raises(DataError, match=f"is damaged: token 65535 in a vocabulary of {tokenizer.vocab_size}"):
+        for step in range(batches.steps_per_epoch):
+            batches.batch(step)
+    path.write_bytes(whole[:64] + whole[64:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(DataError, match="is damaged"):  # as are header and documents
+        TokenShard(path, check=False)
+
+
 def test_a_shard_of_another_tokenizer_is_refused(ring, tokenizer):
     check_tokenizer(ring, tokenizer)
     other = Tokenizer.train(STORIES[:2] * 4, vocab_size=280)
@@ -289,8 +365,8 @@ def test_a_shard_of_another_tokenizer_is_refused(ring, tokenizer):
         check_tokenizer(ring, other)
 
 
-@pytest.mark.parametrize("limit", [0, 1000, 40_000])
-def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit):
+@pytest.mark.parametrize(("limit", "full"), [(0, "data.json"), (1000, "train.bin"), (40_000, "train.bin")])
+def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit, full):
     files["train"].write_bytes(text_of(STORIES * 500))
     out = tmp_path / "out"
     code = f"""
@@ -313,7 +389,7 @@ def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit):
     )
     assert result.stderr == ""
     (line,) = result.stdout.splitlines()
-    assert line == f"cannot write {out}/train.bin: no space left; nothing was left half-written"
+    assert line == f"cannot write {out}/{full}: no space left; nothing was left half-written"
     assert list(out.iterdir()) == []
 
 
@@ -346,6 +422,7 @@ def test_prepare_from_files(tmp_path, files):
     assert list(read_stories(out / "valid.txt")) == STORIES[:2]
     assert [report for report in seen if report[1] == report[2]] == [
         ("tokenizer", 20, 20),
+        ("merges", 43, 43),
         ("train", 20, 20),
         ("valid", 2, 2),
     ]
@@ -376,15 +453,15 @@ def test_prepare_remembers_what_it_has_done(tmp_path, files):
     ask["stories"] = 6
     assert made()
     assert len(TokenShard(out / "train.bin")) == 6
-    ask |= {"tokenizer": "gpt2"}
+    ask |= {"tokenizer": "gpt2", "vocab_size": None}
     assert made()
     assert TokenShard(out / "train.bin").vocab_size == 50_257
-    ask |= {"tokenizer": "bpe"}
+    ask |= {"tokenizer": "bpe", "vocab_size": 280}
     assert made()
-    for name in ("data.json", "tokenizer.json", "train.bin", "valid.bin", "valid.txt"):
+    for name in ("tokenizer.json", "train.bin", "valid.bin", "valid.txt"):
         (out / name).unlink()
         assert made()
-    for name in ("data.json", "tokenizer.json", "train.bin"):
+    for name in ("tokenizer.json", "train.bin"):
         (out / name).write_bytes((out / name).read_bytes()[:-100])
         assert made()
     assert not made()
@@ -402,7 +479,7 @@ def test_an_interrupted_prepare_is_not_taken_for_done(tmp_path, files, monkeypat
         patch.setattr(data, "_encode", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(out, **ask, vocab_size=280)
-    assert not (out / "data.json").exists()
+    assert set(json.loads((out / "data.json").read_text())) == {"unfinished"}
     assert prepare(out, **ask, vocab_size=300) == first
 
 
@@ -452,11 +529,15 @@ def test_a_changed_generator_makes_the_built_in_data_anew(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"source": "web"}, "source = 'web': must be one of builtin, hub, files"),
-        ({"tokenizer": "words"}, "tokenizer = 'words': must be one of bpe, gpt2"),
-        ({"source": "files", "train": "a"}, "train = a, valid = None: source 'files' needs both"),
-        ({"train": "a", "valid": "b"}, "train = a, valid = b: source 'files' needs both, the others neither"),
-        ({"stories": 0}, "stories = 0: must be 1 or more"),
+        ({"source": "web"}, "source='web': must be one of builtin, hub, files"),
+        ({"tokenizer": "words"}, "tokenizer='words': must be one of bpe, gpt2"),
+        ({"source": "files", "train": "a"}, "train=a, valid=None: source 'files' needs both"),
+        ({"train": "a", "valid": "b"}, "train=a, valid=b: source 'files' needs both, the others neither"),
+        ({"seed": -1}, "seed=-1: must be 0 or more"),
+        ({"source": "hub", "seed": 3}, "seed=3: only the built-in stories have one"),
+        ({"tokenizer": "gpt2", "vocab_size": 300}, "vocab_size=300: gpt2 has 50,257 tokens"),
+        ({"vocab_size": 256}, "vocab_size=256: must be 257 "),
+        ({"stories": 0}, "stories=0: must be a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_made(tmp_path, wrong, message):
@@ -467,24 +548,185 @@ def test_wrong_arguments_are_named_before_anything_is_made(tmp_path, wrong, mess
 
 def test_bad_input_is_a_data_error_and_leaves_no_output(tmp_path, files):
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="vocab_size = 70000"):
+    with pytest.raises(ValueError, match="vocab_size=70000"):
         prepare(out, source="files", **files, vocab_size=70_000)
     with pytest.raises(DataError, match=r"cannot read .*none\.txt"):
         prepare(out, source="files", train=tmp_path / "none.txt", valid=files["valid"])
+    sizes = {"bpe": 300, "gpt2": None}
     for split in ("train", "valid"):
         for content, message in ((b"", "is empty"), (text_of(STORIES * 300) + b"\xff", "is not UTF-8")):
             good = files[split].read_bytes()
             files[split].write_bytes(content)
-            for kind in ("bpe", "gpt2"):
+            for kind, size in sizes.items():
                 with pytest.raises(DataError, match=message):
-                    prepare(out, source="files", **files, vocab_size=300, tokenizer=kind)
-                assert not (out / "data.json").exists()
-                assert not list(out.glob("*.tmp"))
+                    prepare(out, source="files", **files, vocab_size=size, tokenizer=kind)
+                assert set(out.iterdir()) <= {out / "data.json", out / "train.bin"}
             files[split].write_bytes(good)
     occupied = tmp_path / "occupied"
     occupied.write_text("a file")
     with pytest.raises(DataError, match=r"cannot write into .*occupied"):
         prepare(occupied, source="files", **files)
+
+
+# --- what is the user's own -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Few validation stories, so that it is quick."""
+    monkeypatch.setattr(data, "VALID_STORIES", 9)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("source", ["builtin", "files"])
+def test_prepare_overwrites_nothing_that_it_did_not_make(tmp_path, files, few, source):
+    given = files if source == "files" else {"stories": 9}
+    for name in data.OUTPUTS[source]:
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text('{"mine": 1}')
+        (out / "notes.md").write_text("mine too")
+        before = contents(out)
+        with pytest.raises(DataError, match=rf"/{name} is there already and not from `moemla prepare`") as caught:
+            prepare(out, source=source, vocab_size=300, **given)
+        assert "\n" not in str(caught.value)
+        assert contents(out) == before
+    (out / name).unlink()
+    prepare(out, source=source, vocab_size=300, **given)
+    assert (out / "notes.md").read_text() == "mine too"
+
+
+def test_a_text_that_was_changed_since_is_the_users(tmp_path, few):
+    prepare(tmp_path, stories=9, vocab_size=300)
+    prepare(tmp_path, stories=9, vocab_size=300, seed=1)  # what it made itself it may overwrite
+    for name in ("train.txt", "valid.txt"):
+        made = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(made + "My own line.")
+        before = contents(tmp_path)
+        with pytest.raises(
+            DataError, match=rf"{name} is there already and not from `moemla prepare`, or changed since"
+        ):
+            prepare(tmp_path, stories=9, vocab_size=300, seed=2)
+        assert contents(tmp_path) == before
+        (tmp_path / name).write_text(made)
+
+
+def test_files_of_the_user_beside_data_of_another_source_are_not_claimed(tmp_path, files):
+    prepare(tmp_path / "out", source="files", **files, vocab_size=300)
+    (tmp_path / "out" / "train.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"train\.txt is there already"):
+        prepare(tmp_path / "out", stories=9, vocab_size=300)
+    assert (tmp_path / "out" / "train.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("way", ["itself", "relative", "symlink", "hard link", "link in the folder", "linked folder"])
+def test_an_input_that_is_an_output_is_refused(tmp_path, files, way, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    valid = files["valid"].rename(own / "valid.txt")
+    files["valid"], out = valid, own
+    if way == "relative":
+        monkeypatch.chdir(own)
+        files["valid"], out = Path("valid.txt"), Path("../own")
+    elif way == "symlink":
+        files["valid"] = tmp_path / "link.txt"
+        files["valid"].symlink_to(valid)
+    elif way == "hard link":
+        files["valid"] = tmp_path / "link.txt"
+        os.link(valid, files["valid"])
+    elif way == "link in the folder":
+        files["valid"] = valid.rename(tmp_path / "elsewhere.txt")
+        valid.symlink_to(files["valid"])
+    elif way == "linked folder":
+        out = tmp_path / "linked"
+        out.symlink_to(own)
+    for claimed in (False, True):
+        if claimed:  # as after an earlier call
+            (own / "data.json").write_text(json.dumps({"unfinished": ["valid.txt"]}))
+        before = contents(own)
+        with pytest.raises(ValueError, match=r"^valid='.*': is .*valid\.txt, which is to be written; name another "):
+            prepare(out, source="files", **files, vocab_size=300)
+        assert contents(own) == before
+
+
+def test_an_input_may_lie_in_the_folder_under_another_name(tmp_path, files):
+    own = tmp_path / "train.txt"  # only the built-in stories are written to a file of this name
+    own.write_bytes(files["train"].read_bytes())
+    prepare(tmp_path, source="files", train=own, valid=files["valid"], vocab_size=300)
+    assert own.read_bytes() == files["train"].read_bytes()
+
+
+PREPARING = """
+    import sys
+    from moemla import data
+
+    data.VALID_STORIES = 9
+
+    def wait(*report):
+        if report[0] == "train":
+            print("in", flush=True)
+            sys.stdin.readline()
+
+    data.prepare(sys.argv[1], stories=30, vocab_size=300, progress=wait)
+"""
+
+
+def preparing(out: Path) -> subprocess.Popen:
+    """Another process in the middle of `prepare`; it goes on with a line of input."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PREPARING), out],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "in\n"
+    return other
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_at_once_never_mix(tmp_path, few, seed):
+    out = tmp_path / "out"
+    other = preparing(out)
+    with pytest.raises(MoemlaError) as caught:
+        prepare(out, stories=30, vocab_size=300, seed=seed)
+    doing = f"process {other.pid} (moemla prepare)"
+    assert str(caught.value) == f"{out} is being written by {doing}: wait for it or name another folder"
+    other.communicate("go on\n" * 9)
+    assert other.returncode == 0
+    prepare(tmp_path / "alone", stories=30, vocab_size=300)
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_what_a_killed_prepare_left_is_made_anew(tmp_path, few):
+    out = tmp_path / "out"
+    other = preparing(out)
+    other.kill()
+    other.communicate()
+    assert (out / "train.txt").exists()
+    record = prepare(out, stories=30, vocab_size=300)
+    assert record == prepare(tmp_path / "alone", stories=30, vocab_size=300)
+    assert contents(out) == contents(tmp_path / "alone")  # no lock, no half-written file
+
+
+def test_data_keep_their_hash(tmp_path):
+    """Results name the data by it: whoever changes it makes them incomparable."""
+    record = prepare(tmp_path, stories=50)
+    assert record["tokenizer"]["hash"] == "8fbfa1fbaf602b511a8db1819f116eba5f7a15b79cb5a058012a390cefe62c5a"
+    assert record["hash"] == "2a55d6ddb0482f4541d46b4c07af099fb4c7c1bc84602b9383635f368ca71c8b"
+
+
+def test_a_flipped_bit_in_prepared_data_is_found_and_mended(tmp_path, files):
+    ask = {"source": "files", "vocab_size": 300, **files}
+    record = prepare(tmp_path / "out", **ask)
+    shard = tmp_path / "out" / "train.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:90] + bytes([whole[90] ^ 4]) + whole[91:])
+    assert prepare(tmp_path / "out", **ask) == record
+    assert shard.read_bytes() == whole
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -559,18 +801,18 @@ def test_ranks_share_the_rows_of_one_batch(ring, world_size):
 
 def test_a_shard_smaller_than_a_window_says_how_many_tokens_are_needed(ring):
     assert Batches(ring, 3, 100).batch(0)[0].shape == (3, 100)
-    with pytest.raises(DataError, match=r"has 101 tokens; one window of seq_len = 101 needs 102"):
+    with pytest.raises(DataError, match=r"has 101 tokens; one window of seq_len=101 needs 102"):
         Batches(ring, 3, 101)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, "batch_size = 0: must be 1 or more"),
-        ({"seq_len": 0}, "seq_len = 0: must be 1 or more"),
-        ({"seed": -1}, "seed = -1: must be 0 or more"),
-        ({"rank": 2, "world_size": 2}, "rank = 2: must be 0 to world_size - 1 = 1"),
-        ({"world_size": 3}, "batch_size = 4: must be a multiple of world_size = 3"),
+        ({"batch_size": 0}, "batch_size=0: must be a whole number of at least 1"),
+        ({"seq_len": 0}, "seq_len=0: must be a whole number of at least 1"),
+        ({"seed": -1}, "seed=-1: must be 0 or more"),
+        ({"rank": 2, "world_size": 2}, "rank=2: must be 0 to world_size - 1 = 1"),
+        ({"world_size": 3}, "batch_size=4: must be a multiple of world_size=3"),
     ],
 )
 def test_wrong_settings_of_batches_are_named(ring, wrong, message):

@@ -251,7 +251,7 @@ def test_weights_assigned_to_a_model_without_any(form, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_assigned_and_then_moved(form):
-    source, text = model_of(form, torch.float32, ffn="dense"), tokens_of(2, 7)
+    source, text = model_of(form, torch.float32), tokens_of(2, 7)
     model = on_meta(source.config).eval()
     model.load_state_dict(source.state_dict(), assign=True)
     model.to("cpu").to(torch.float64)

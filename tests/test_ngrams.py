@@ -174,10 +174,10 @@ def test_a_million_tokens_are_counted_in_seconds():
 @pytest.mark.parametrize(
     ("order", "vocab_size", "message"),
     [
-        (0, 4096, "order = 0: must be 1 to 5 for vocab_size = 4096"),
-        (6, 4096, "order = 6: must be 1 to 5"),
-        (5, 50_257, "order = 5: must be 1 to 4 for vocab_size = 50257"),
-        (2, 1, "vocab_size = 1: must be 2 or more"),
+        (0, 4096, "order=0: must be 1 to 5 for vocab_size=4096"),
+        (6, 4096, "order=6: must be 1 to 5"),
+        (5, 50_257, "order=5: must be 1 to 4 for vocab_size=50257"),
+        (2, 1, "vocab_size=1: must be 2 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused(order, vocab_size, message):
