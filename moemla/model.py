@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from moemla import complexity
 from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
-from moemla.config import ModelConfig
+from moemla.config import VERSION, ModelConfig
 from moemla.devices import require_known
 from moemla.feedforward import FeedForward
 from moemla.files import replacing, write_json
@@ -230,6 +230,6 @@ class LanguageModel(nn.Module):
             del weights["head.weight"]  # the same storage as embedding.weight
         with replacing(folder / "model.safetensors") as file:
             file.write(save(weights))
-        write_json(folder / "config.json", self.config.to_dict())
+        write_json(folder / "config.json", {"version": VERSION} | self.config.to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
