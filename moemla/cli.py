@@ -13,7 +13,9 @@ import shutil
 import sys
 import textwrap
 import time
-from contextlib import redirect_stderr
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +108,8 @@ class Train:
     dropout: float = 0.0
     checkpoint_every: int = 200
     """Steps between checkpoints; one is always written at the end."""
+    validate_every: int = 0
+    """Steps between scores on validation text; the best model is kept in OUT/best. 0: none."""
     resume: Flag[bool] = False
     """Go on from the last checkpoint in --out, or start if there is none."""
     device: str | None = None
@@ -124,19 +128,19 @@ class Train:
         config = ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
         mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
         apart = mine.total / dense.total - 1
-        print(
+        say(
             f"{self.size} {self.variant}: {mine.total:,} parameters, {mine.active / mine.total:.0%} active, "
-            f"{apart:+.1%} against dense multi-head attention",
-            flush=True,
+            f"{apart:+.1%} against dense multi-head attention"
         )
         begin = time.perf_counter()
         line = LiveLine(self.train_config.steps)
         try:
             how = dict(resume=self.resume, checkpoint_every=self.checkpoint_every, device=self.device)
+            how |= dict(validate_every=self.validate_every)
             train(config, self.train_config, self.data, self.out, on_progress=line, **how)
         finally:
             line.close()
-        print(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")
+        say(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")
 
 
 @dataclass
@@ -155,7 +159,7 @@ class Evaluate:
     """cpu, cuda, cuda:1; default: the GPU if there is one."""
 
     def __call__(self) -> None:
-        from moemla.checkpoint import load
+        from moemla.checkpoint import data_folder, load
         from moemla.data import read_stories
         from moemla.evaluation import evaluate
         from moemla.files import read_json
@@ -166,7 +170,7 @@ class Evaluate:
         facts, text, context = self.run / "train.json", self.text, self.context
         if facts.is_file():
             settings = read_json(facts)
-            text = text or Path(settings["folder"]) / "valid.txt"
+            text = text or data_folder(self.run) / "valid.txt"
             context = settings["train"]["seq_len"] if context is None else context
         if text is None or not text.is_file():
             missing = "" if text is None else f"{text} is not there from here; "
@@ -442,29 +446,43 @@ class LiveLine:
         self.stream = stream or sys.stdout
         self.steps, self.terminal, self.open = steps, self.stream.isatty(), False
         self.part = 0  # twentieths of the run that have had their line
+        self.valid = ""  # the last score on validation text
 
     def __call__(self, row) -> None:
         load = ""
         if row.load_cv is not None:
             load = f"  load CV {row.load_cv:.2f} over {row.load_window} steps (uniform {row.load_cv_floor:.2f})"
+        if row.valid_loss is not None:
+            self.valid = f"  valid {row.valid_loss:.3f}"
         text = (
-            f"step {row.step}/{self.steps}  {clock(row.seconds_left)} left  loss {row.loss:.3f}  "
+            f"step {row.step}/{self.steps}  {clock(row.seconds_left)} left  loss {row.loss:.3f}{self.valid}  "
             f"{row.tokens_per_second:,.0f} tokens/s  {row.utilisation:.0%} of matmul{load}"
         )
         part = 20 * row.step // self.steps
         if self.terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
-            self.stream.write(f"\r\x1b[2K{text[:width]}")
+            say(f"\r\x1b[2K{text[:width]}", self.stream, end="")
             self.open = True
         elif part > self.part:
-            self.stream.write(text + "\n")
+            say(text, self.stream)
             self.part = part
-        self.stream.flush()
 
     def close(self) -> None:
         """Ends the line."""
         if self.open:
-            self.stream.write("\n")
+            say("", self.stream)
+
+
+def say(text: str, stream=None, end: str = "\n") -> None:
+    """Prints for who watches; when the reader (head, less) has gone, the work goes on and says nothing more.
+
+    Built in chapter 13.
+    """
+    stream = stream or sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def clock(seconds: float) -> str:
@@ -502,6 +520,14 @@ COMMANDS = {
 }
 
 
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print("moemla:", *str(message).split(), file=sys.stderr)
+        yield
+
+
+@_warnings_in_one_line()
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code. Built in chapter 13."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -5,6 +5,7 @@ plain values only.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -35,6 +36,9 @@ SIZES = {
 ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
 VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
 MATCHES = ("parameters", "active", "literal", "flops")
+VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
+# Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
+ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
 ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which fast products on a GPU ask for
 
 
@@ -48,6 +52,23 @@ def require_count(field: str, value: Any) -> None:
     """`require` for a whole number of at least 1. Built in chapter 5."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= 1, field, value, "must be a whole number of at least 1")
+
+
+def stored_fields(
+    name: str, known: Iterable[str], values: dict[str, Any], version: int | None = None
+) -> dict[str, Any]:
+    """What a file holds for the class `name`, with `ADDED` for the fields that it is too old to have.
+
+    ValueError for a field that is not `known`, naming it and the `version` of the file where that is newer. Built in
+    chapter 13.
+    """
+    version = values.get("version", version or 0)
+    values = {field: value for field, value in values.items() if field != "version"}
+    unknown = sorted(set(values) - set(known))
+    newer = isinstance(version, int) and version > VERSION
+    right = f"written by a newer moemla (version {version}; this one knows {VERSION}): use that one" if newer else ""
+    require(not unknown, "fields", unknown, right or f"no such field of {name}")
+    return ADDED.get(name, {}) | values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +250,10 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`; ValueError for a field that does not exist. Built in chapter 5."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        require(not unknown, "config", unknown, "no such field of ModelConfig")
-        return cls(**values)
+        """The inverse of `to_dict`, and of a file's "version"; ValueError for a field that does not exist. Built in
+        chapter 5.
+        """
+        return cls(**stored_fields("ModelConfig", [field.name for field in fields(cls)], values))
 
 
 def fine_width(d_model: int) -> int:

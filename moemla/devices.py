@@ -1,8 +1,9 @@
 """What devices and number types ask for: tensors that stay wide in a narrow model, weights drawn later, tensors that
-are one, and devices that are refused.
+are one, devices that are refused, and the caller's settings given back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -51,3 +52,21 @@ def require_known(device: torch.device | str) -> None:
     """ValueError for Apple's GPU ("mps"), on which nothing here has been run. Built in chapter 5."""
     if str(device).startswith("mps"):
         raise ValueError(f"device={str(device)!r}: nothing here has been run on Apple's GPU yet; use 'cpu'")
+
+
+@contextmanager
+def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
+    """The caller's random states and flush-denormal setting are at the end what they were before, whatever happens.
+
+    The GPUs' random states are kept where `device` is one; what runs on the CPU must not touch them. Built in
+    chapter 13.
+    """
+    device = torch.get_default_device() if device is None else torch.device(device)
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    smallest = torch.full((), torch.finfo(torch.float32).tiny, dtype=torch.float32, device="cpu")
+    flushed = (smallest / 2).item() == 0  # torch has no question for it
+    with torch.random.fork_rng(gpus):
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushed)

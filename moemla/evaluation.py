@@ -126,9 +126,7 @@ class Evaluation:
         return asdict(self) | dict(perplexity=self.perplexity if math.isfinite(self.perplexity) else None)
 
 
-def evaluate(
-    model: nn.Module, tokenizer: Tokenizer, stories: Iterable[str], context: int | None = None
-) -> Evaluation:
+def evaluate(model: nn.Module, tokenizer: Tokenizer, stories: Iterable[str], context: int | None = None) -> Evaluation:
     """Scores each story alone from its start token, the end token not scored.
 
     The model may be inside DDP or torch.compile. DataError without stories; MoemlaError for a model whose nats are not

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from moemla import complexity
 from moemla.attention import MultiHeadAttention
 from moemla.cache import Cache, HybridCache, JointLatentCache, KVCache, LatentCache, LayerCache
-from moemla.config import ModelConfig
+from moemla.config import VERSION, ModelConfig
 from moemla.devices import Layer, require_known, same_storage
 from moemla.feedforward import FeedForward
 from moemla.files import replacing, write_json
@@ -321,7 +321,8 @@ class LanguageModel(Layer):
             del weights["head.weight"]
         with replacing(folder / "model.safetensors") as file:
             file.write(save(weights))
-        write_json(folder / "config.json", replace(self.config, tie_embeddings=self.tied).to_dict())
+        config = replace(self.config, tie_embeddings=self.tied)
+        write_json(folder / "config.json", {"version": VERSION} | config.to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
 

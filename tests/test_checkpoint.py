@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from moemla import training
-from moemla.checkpoint import checkpoints, load, load_checkpoint, read_json, save_checkpoint, write_json
+from moemla.checkpoint import checkpoints, load, load_checkpoint, newest, read_json, save_checkpoint, write_json
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
@@ -201,6 +201,9 @@ def test_weights_of_another_model_are_one_clear_line(tmp_path):
     one_line(error)
     path = save_checkpoint(tmp_path / "run", *trained(1), dict(step=1))
     (path / "optimizer.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    with pytest.raises(MoemlaError, match="is damaged"):
+        load_checkpoint(path, *trained(1))
+    write_json(path / "state.json", dict(step=1))  # as before there were checksums
     with pytest.raises(MoemlaError, match="cannot be read") as error:
         load_checkpoint(path, *trained(1))
     one_line(error)
@@ -417,3 +420,158 @@ def test_a_run_holds_safetensors_and_json_only(tmp_path, data, no_measuring):
             content = path.read_bytes()  # an 8-byte length, a JSON header, numbers
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             assert all(set(entry) == {"dtype", "shape", "data_offsets"} for k, entry in header.items() if k[0] != "_")
+
+
+# --- what enters: numbers of a floating type ------------------------------------------------------
+
+
+def rewrite(folder: Path, change, name: str = "model.safetensors") -> None:
+    """The tensors of a file after `change`; the checkpoint's checksums go, as in one from before there were any."""
+    tensors = safetensors.torch.load_file(folder / name)
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / name)
+    if (folder / "state.json").is_file():
+        write_json(folder / "state.json", dict(step=read_json(folder / "state.json")["step"]))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")], ids=str)
+@pytest.mark.parametrize("tensor", ["embedding.weight", "blocks.1.feedforward.router.bias"])
+def test_weights_that_are_no_numbers_are_refused_where_they_enter(tmp_path, tensor, number):
+    model, optimizers = trained(1)
+    model.save(tmp_path / "saved")
+    path = save_checkpoint(tmp_path / "run", model, optimizers, dict(step=1))
+    for folder in (tmp_path / "saved", path):
+        rewrite(folder, lambda tensors: tensors[tensor].view(-1)[-1:].fill_(number))
+    for enter in (
+        lambda: load(tmp_path / "saved"),
+        lambda: load(tmp_path / "run"),
+        lambda: load_checkpoint(path, *trained(1)),
+    ):
+        with pytest.raises(MoemlaError, match=rf"{tensor} holds NaN or inf") as error:
+            enter()
+        one_line(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
+@pytest.mark.parametrize("tensor", ["head_or_table", "blocks.0.feedforward.router.bias"])
+def test_weights_of_no_floating_type_are_refused(tmp_path, dtype, tensor):
+    tensor = tensor.replace("head_or_table", "embedding.weight")
+    trained(1)[0].save(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({tensor: tensors[tensor].to(dtype)}))
+    with pytest.raises(MoemlaError, match=rf"{tensor} holds {str(dtype).removeprefix('torch.')}\b") as error:
+        load(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_another_floating_type_are_taken(tmp_path, dtype):
+    model, _ = trained(1)
+    model.save(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({name: t.to(dtype) for name, t in tensors.items()}))
+    found, _ = load(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor.to(dtype).float()), name
+
+
+def test_a_number_too_large_for_the_model_is_refused(tmp_path):
+    trained(1)[0].save(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.update({"norm.weight": torch.full((16,), 1e300, dtype=torch.float64)}))
+    with pytest.raises(MoemlaError, match=r"norm\.weight holds a number too large for float32"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "int"])
+def test_a_state_of_the_optimizer_that_is_no_numbers_is_refused(tmp_path, wrong):
+    path = save_checkpoint(tmp_path, *trained(1), dict(step=1))
+    name = "1/exp_avg/embedding.weight"
+
+    def change(tensors):
+        tensors[name] = tensors[name].int() if wrong == "int" else tensors[name] * float("nan")
+
+    rewrite(path, change, "optimizer.safetensors")
+    with pytest.raises(MoemlaError, match=rf"{name} holds"):
+        load_checkpoint(path, *trained(1))
+
+
+# --- a damaged checkpoint beside a good one -------------------------------------------------------
+
+
+def flip(path: Path, place: float = 0.9) -> None:
+    """One bit, where numbers stand."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def change_a_number(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "flip"])
+@pytest.mark.parametrize("name", sorted(CHECKPOINT))
+def test_the_older_checkpoint_is_taken_where_the_newest_is_damaged(tmp_path, two_steps, name, damage):
+    origin, first, second, *_ = two_steps
+    shutil.copytree(origin, tmp_path / "run")
+    path = checkpoints(tmp_path / "run")[-1]
+    act = change_a_number if name == "state.json" and damage == "flip" else (DAMAGE | {"flip": flip})[damage]
+    act(path / name)
+    if name != "optimizer.safetensors":
+        with pytest.warns(UserWarning, match=rf"step-00000002.*{name}.*step-00000001 is taken instead") as warned:
+            found, _ = load(tmp_path / "run")
+        assert same_weights(found, first) and len(warned) == 1 and "\n" not in str(warned[0].message)
+    if name != "config.json":
+        model, optimizers = trained(3)
+        with pytest.warns(UserWarning, match="step-00000002"):
+            state = newest(tmp_path / "run", lambda folder: load_checkpoint(folder, model, optimizers))
+        assert state == dict(step=1) and same_weights(model, first) and not same_weights(model, second)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_resume_goes_on_from_the_older_checkpoint(tmp_path, data, no_measuring, name):
+    straight = train(micro(), quick(6), data, tmp_path / "straight")
+    run = tmp_path / "run"
+    train(micro(), quick(6), data, run, checkpoint_every=3)
+    flip(run / "checkpoints" / "step-00000006" / name, 0.5)
+    with pytest.warns(UserWarning, match=r"step-00000006.*step-00000003 is taken instead"):
+        resumed = train(micro(), quick(6), data, run, resume=True, checkpoint_every=3)
+    assert same_weights(resumed, straight) and same_weights(load(run)[0], straight)
+    assert [row.step for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+    for path in checkpoints(run):
+        flip(path / name, 0.5)
+    with pytest.raises(MoemlaError, match="step-00000006") as error:
+        train(micro(), quick(6), data, run, resume=True)
+    one_line(error)
+
+
+def test_every_bit_of_the_state_counts(tmp_path):
+    """A flipped bit in state.json is noticed, or changes nothing."""
+    state = dict(step=1, seconds=2.5, losses=[0.125], window=[[3, 4]])
+    path = save_checkpoint(tmp_path, *trained(1), state) / "state.json"
+    content, model = path.read_bytes(), trained(1)
+    for place in range(len(content)):
+        for bit in (0, 1, 3):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                assert load_checkpoint(path.parent, *model) == state
+            except MoemlaError:
+                continue
+
+
+# --- the caller's settings ------------------------------------------------------------------------
+
+
+def test_load_leaves_the_callers_random_numbers_alone(tmp_path):
+    trained(1)[0].save(tmp_path)
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    load(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(4)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(MoemlaError):
+        load(tmp_path)
+    assert torch.equal(torch.rand(3), expected)

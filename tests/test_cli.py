@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -637,7 +638,9 @@ def test_a_reader_that_leaves_is_no_error_message(run, arguments):
 
 def row(step: int, **changes):
     values = dict(step=step, loss=2.5, tokens_per_second=12345.6, utilisation=0.4, seconds_left=3661.0)
-    return SimpleNamespace(**values | dict(load_cv=0.25, load_cv_floor=0.125, load_window=16) | changes)
+    return SimpleNamespace(
+        **values | dict(load_cv=0.25, load_cv_floor=0.125, load_window=16, valid_loss=None) | changes
+    )
 
 
 class Terminal(io.StringIO):
@@ -708,3 +711,72 @@ def test_the_command_starts_without_what_it_does_not_need():
 
 def test_the_toy_text_is_a_text(texts):
     assert texts["train"].read_text() == text_of(STORIES)
+
+
+def test_the_line_shows_the_last_score_on_validation_text():
+    file = io.StringIO()
+    line = LiveLine(20, file)
+    for step, score in ((1, None), (2, 3.25), (3, None)):
+        line(row(step, valid_loss=score))
+    before, scored, after = file.getvalue().splitlines()
+    assert "valid" not in before and "valid 3.250" in scored and "valid 3.250" in after
+
+
+# --- train: refused starts, readers that leave, data in another folder ----------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--balance-rule", "quantile", "--balance-rate", "3"],
+        ["--seed", str(2**70)],
+        ["--device", "meta"],
+        ["--seq-len", "5000"],
+        ["--min-lr", "0.5"],
+        ["--warmup", "9"],
+        ["--lr", "inf"],
+        ["--validate-every", "-1"],
+    ],
+    ids=lambda wrong: wrong[-2],
+)
+def test_a_refused_start_leaves_no_run(data, tmp_path, capsys, wrong):
+    out = tmp_path / "run"
+    with suppress(SystemExit):  # what tyro finds itself
+        failed(capsys, "train", "--data", data, "--out", out, "--steps", "2", *SMALL, *wrong)
+    assert not out.exists()
+
+
+def test_the_corrected_command_works_after_a_refused_one(data, tmp_path, capsys):
+    how = ["train", "--data", data, "--out", tmp_path / "run", "--steps", "1", *SMALL]
+    failed(capsys, *how, "--device", "meta")
+    assert main([str(argument) for argument in how]) == 0
+
+
+def test_training_goes_on_when_its_reader_has_gone(data, tmp_path):
+    how = ["--data", data, "--out", tmp_path / "run", "--steps", "30", *SMALL]
+    process = child("train", *how)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(SLOW_START) == 0 and err == ""
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000030"]
+
+
+def test_a_damaged_checkpoint_is_one_line_and_the_older_one_is_scored(data, texts, tmp_path, capsys):
+    run = tmp_path / "run"
+    how = ["train", "--data", str(data), "--out", str(run), "--steps", "2", "--checkpoint-every", "1", *SMALL]
+    assert main([*how, "--validate-every", "1"]) == 0
+    (checkpoints(run)[-1] / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "step-00000001 is taken instead" in captured.err
+    assert captured.err.startswith("moemla: ") and "nats per token" in captured.out
+    assert main(["evaluate", "--run", str(run / "best"), "--text", str(texts["valid"])]) == 0
+
+
+def test_evaluate_finds_the_data_from_another_folder(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(data.parent)
+    assert main(["train", "--data", data.name, "--out", str(tmp_path / "run"), "--steps", "1", *SMALL]) == 0
+    monkeypatch.chdir("/")
+    assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0

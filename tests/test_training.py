@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import shutil
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import torch
 from moemla import data as data_module
 from moemla import training
 from moemla.balancing import Balancer, switch_loss, z_loss
-from moemla.checkpoint import checkpoints, load
-from moemla.data import Batches, TokenShard, prepare
+from moemla.checkpoint import _sum_of, best_of, checkpoints, data_folder, load
+from moemla.config import ADDED, VERSION, ModelConfig
+from moemla.data import Batches, TokenShard, prepare, read_stories
 from moemla.errors import DataError, MoemlaError
+from moemla.evaluation import evaluate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import record_routing
@@ -572,3 +575,305 @@ def test_a_dense_model_has_no_auxiliary_loss():
     model = model_of("mla-rope", torch.float64, ffn="dense").train()
     text = tokens_of(8, 9), tokens_of(8, 9, seed=3)
     assert gradients_of_a_step(model, text, micro_batches=2, **AUXILIARY)[0] > 0
+
+
+# --- settings that go together --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        (dict(steps=20, warmup=21), r"warmup=21: must be at most steps=20"),
+        (dict(lr=1e-3, min_lr=2e-3), r"min_lr=0\.002: must be at most lr=0\.001"),
+        (dict(balance_rule="quantile", balance_rate=3.0), r"balance_rate=3\.0.*at most 1"),
+        (dict(seed=2**70), "seed="),
+        (dict(seed=True), "seed=True"),
+        (dict(steps=True), "steps=True"),
+        *[
+            (dict([(name, value)]), f"{name}={value}: must be a finite number")
+            for name in ("lr", "min_lr", "weight_decay", "clip", "balance_rate", "switch_loss", "z_loss")
+            for value in (math.inf, math.nan)
+        ],
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        TrainConfig(**wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_warm_up_is_that_of_before():
+    assert TrainConfig().warmup == TrainConfig(steps=3).warmup == 50
+    assert TrainConfig(steps=20, warmup=20).warmup == 20
+
+
+# --- a start that fails leaves nothing ------------------------------------------------------------
+
+
+def test_a_first_step_that_fails_leaves_no_run(tmp_path, data, monkeypatch):
+    """A batch that the memory does not hold, say."""
+
+    def too_large(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train_step", too_large)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(micro(), quick(2, batch_size=8), data, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "made").mkdir()
+        with pytest.raises(torch.OutOfMemoryError):
+            train(micro(), quick(2, batch_size=8), data, tmp_path / "made")
+        assert not files_in(tmp_path / "made") and (tmp_path / "made").is_dir()
+    train(micro(), quick(2), data, tmp_path / "run")
+    train(micro(), quick(2), data, tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [dict(device="meta"), dict(validate_every=-1), dict(checkpoint_every=1.5), dict(validate_every=True)],
+    ids=str,
+)
+def test_arguments_that_cannot_work_leave_no_run(tmp_path, data, how):
+    (name,) = how
+    with pytest.raises(Exception, match=name) as error:  # beartype's own complaint about a type comes first in tests
+        train(micro(), quick(2), data, tmp_path / "run", **how)
+    assert isinstance(error.value, ValueError) or "type" in type(error.value).__name__.lower()
+    assert not (tmp_path / "run").exists()
+    train(micro(), quick(2), data, tmp_path / "run")
+
+
+def test_validation_text_that_is_not_there_leaves_no_run(tmp_path, data):
+    for name in ("tokenizer.json", "data.json", "train.bin"):
+        (tmp_path / name).write_bytes((data / name).read_bytes())
+    with pytest.raises(DataError, match=r"valid\.bin"):
+        train(micro(), quick(2), tmp_path, tmp_path / "run", validate_every=1)
+    assert not (tmp_path / "run").exists()
+    train(micro(), quick(2), tmp_path, tmp_path / "run")
+
+
+# --- one folder, one process ----------------------------------------------------------------------
+
+
+def test_a_second_process_is_told_at_once_and_a_killed_one_is_in_nobodys_way(tmp_path, data):
+    run, settings = tmp_path / "run", quick(20_000)
+    child = fork(lambda: train(micro(), settings, data, run, checkpoint_every=5))
+    try:
+        wait_for(lambda: len(checkpoints(run)) == 2)
+        for resume in (False, True):
+            with pytest.raises(MoemlaError, match=rf"is being written by process {child} \(moemla train\)") as error:
+                train(micro(), settings, data, run, resume=resume)
+            assert "\n" not in str(error.value)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        code = code_of(child)
+    assert code == -signal.SIGKILL  # it was at work until then
+    seen = []
+    with pytest.raises(Stop):
+        train(micro(), settings, data, run, resume=True, on_progress=lambda row: (seen.append(row.step), stop_now()))
+    assert seen and seen[0] > 5
+
+
+def stop_now():
+    raise Stop
+
+
+# --- the caller's settings ------------------------------------------------------------------------
+
+
+def callers_settings() -> tuple:
+    smallest = torch.full((), torch.finfo(torch.float32).tiny)
+    return (
+        torch.get_rng_state().tolist(),
+        (smallest / 2).item(),  # 0 where denormals are flushed
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+    )
+
+
+@pytest.mark.parametrize("ends", ["well", "badly", "refused"])
+@pytest.mark.parametrize("flushed", [False, True])
+def test_the_callers_settings_of_torch_stay(tmp_path, data, ends, flushed):
+    torch.set_flush_denormal(flushed)
+    try:
+        torch.manual_seed(77)
+        torch.rand(3)
+        before = callers_settings()
+        assert (before[1] == 0) == flushed
+        if ends == "well":
+            train(micro(dropout=0.1), quick(2), data, tmp_path / "run", validate_every=1)
+        else:
+            with pytest.raises((Stop, ValueError)):
+                changes = dict(vocab_size=301) if ends == "refused" else dict(dropout=0.1)
+                train(micro(**changes), quick(2), data, tmp_path / "run", on_progress=stop_after(1))
+        assert callers_settings() == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+
+def test_validation_changes_nothing_but_the_log(tmp_path, data):
+    config = micro(dropout=0.2)
+    settings = quick(9, log_every=4, balance_rule="quantile", balance_rate=0.5, load_window=3)
+    plain = train(config, settings, data, tmp_path / "plain", checkpoint_every=4)
+    scored = train(config, settings, data, tmp_path / "scored", checkpoint_every=4, validate_every=2)
+    assert same_weights(plain, scored) and not scored.training
+    rows = read_metrics(tmp_path / "scored")
+    assert [row.step for row in rows] == [2, 4, 6, 8, 9] and all(row.valid_loss for row in rows)
+    assert [row.valid_loss for row in read_metrics(tmp_path / "plain")] == [None] * 3
+    files = [run / "checkpoints" / "step-00000009" / "optimizer.safetensors"
+             for run in (tmp_path / "plain", tmp_path / "scored")]  # fmt: skip
+    assert files[0].read_bytes() == files[1].read_bytes()  # the random state too
+    by_step = {row.step: row for row in read_metrics(tmp_path / "plain")}
+    assert rows[1].load_cv == by_step[4].load_cv and rows[-1].load_cv == by_step[9].load_cv
+
+
+def valid_loss_of(model: LanguageModel, data: Path, seq_len: int) -> float:
+    tokens = torch.from_numpy(TokenShard(data / "valid.bin").tokens.astype("int64"))
+    count = (len(tokens) - 1) // seq_len
+    nats = [
+        torch.nn.functional.cross_entropy(
+            model(tokens[None, at : at + seq_len])[0].double(), tokens[at + 1 :][:seq_len]
+        )
+        for at in range(0, count * seq_len, seq_len)
+    ]
+    return torch.stack(nats).mean().item()
+
+
+def test_the_best_model_is_kept_and_can_be_loaded(tmp_path, data):
+    """A rate that is far too high at the end of the warm-up: the best model is not the last."""
+    settings = quick(12, lr=0.6, warmup=12, optimizer="adamw")
+    model = train(micro(), settings, data, tmp_path / "run", validate_every=3)
+    losses = {row.step: row.valid_loss for row in read_metrics(tmp_path / "run") if row.valid_loss is not None}
+    assert sorted(losses) == [3, 6, 9, 12]
+    best = min(losses, key=losses.get)
+    assert 3 < best < 12
+    kept = best_of(tmp_path / "run")
+    assert kept["step"] == best and kept["valid_loss"] == losses[best]
+    found, tokenizer = load(tmp_path / "run" / "best")
+    assert tokenizer.vocab_size == 300 and not same_weights(found, model)
+    assert valid_loss_of(found, data, 16) == pytest.approx(losses[best], rel=1e-5)
+    assert valid_loss_of(model, data, 16) == pytest.approx(losses[12], rel=1e-5)
+
+
+def test_resume_keeps_the_best(tmp_path, data):
+    settings, how = quick(12, lr=3.0, warmup=12, optimizer="adamw"), dict(validate_every=3, checkpoint_every=6)
+    train(micro(), settings, data, tmp_path / "straight", **how)
+    with pytest.raises(Stop):
+        train(micro(), settings, data, tmp_path / "cut", on_progress=stop_after(8), **how)
+    before = best_of(tmp_path / "cut")
+    os.replace(tmp_path / "cut" / "best", tmp_path / "cut" / ".best.old")  # killed while two were exchanged
+    train(micro(), settings, data, tmp_path / "cut", resume=True, **how)
+    assert best_of(tmp_path / "cut") == best_of(tmp_path / "straight") == before
+    assert same_weights(load(tmp_path / "cut" / "best")[0], load(tmp_path / "straight" / "best")[0])
+    assert what_was_learnt(tmp_path / "cut") == what_was_learnt(tmp_path / "straight")
+    assert not (tmp_path / "cut" / ".best.old").exists()
+
+
+def test_only_so_many_tokens_are_scored(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(training, "VALID_TOKENS", 40)
+    seen = training._Validation(data, Tokenizer.load(data / "tokenizer.json"), quick(1), torch.device("cpu"))
+    assert seen.tokens.shape == (2, 16)
+    assert torch.equal(seen.tokens.flatten()[1:], seen.targets.flatten()[:-1])
+
+
+# --- runs of before -------------------------------------------------------------------------------
+
+KEPT = Path(__file__).parent / "kept" / "version-0"  # made by the code before files had versions; never made again
+
+
+@pytest.fixture
+def kept(tmp_path) -> tuple[Path, dict]:
+    shutil.copytree(KEPT, tmp_path / "kept")
+    return tmp_path / "kept", json.loads((KEPT / "expected.json").read_text())
+
+
+def test_a_run_of_before_is_loaded_and_scored_as_then(kept, tmp_path, monkeypatch):
+    folder, expected = kept
+    monkeypatch.chdir(tmp_path)  # its data is named relative to another folder
+    model, tokenizer = load(folder / "run")
+    found = evaluate(model, tokenizer, read_stories(data_folder(folder / "run") / "valid.txt"), 16).to_dict()
+    assert {name: found[name] for name in ("stories", "tokens", "bytes")} == dict(stories=5, tokens=219, bytes=498)
+    assert found["nats_per_token"] == pytest.approx(expected["evaluation"]["nats_per_token"], rel=1e-5)
+
+
+def test_a_run_of_before_goes_on_as_then(kept):
+    folder, expected = kept
+    facts = json.loads((folder / "run" / "train.json").read_text())
+    config, settings = ModelConfig.from_dict(facts["model"]), TrainConfig(**ADDED["TrainConfig"] | facts["train"])
+    train(config, settings, folder / "data", folder / "run", resume=True, device="cpu")
+    losses = [row.loss for row in read_metrics(folder / "run")]
+    assert losses == pytest.approx(expected["losses"], rel=1e-4) and len(losses) == 6
+    assert json.loads((folder / "run" / "train.json").read_text()) == facts
+
+
+def test_fields_that_came_since_have_a_value_that_repeats_what_was_done():
+    facts = json.loads((KEPT / "run" / "train.json").read_text())
+    for kind, part in ((ModelConfig, "model"), (TrainConfig, "train")):
+        missing = {field.name for field in fields(kind)} - facts[part].keys()
+        assert missing <= ADDED[kind.__name__].keys(), f"give {missing} a value in config.ADDED"
+
+
+def test_a_run_without_a_field_that_came_since_goes_on(tmp_path, data, monkeypatch):
+    with pytest.raises(Stop):
+        train(micro(), quick(4), data, tmp_path / "run", checkpoint_every=2, on_progress=stop_after(3))
+    path = tmp_path / "run" / "train.json"
+    facts = json.loads(path.read_text())
+    assert facts["version"] == VERSION
+    del facts["train"]["z_loss"], facts["model"]["routed_scale"]
+    path.write_text(json.dumps(facts))
+    with pytest.raises(MoemlaError, match="routed_scale"):
+        train(micro(), quick(4), data, tmp_path / "run", resume=True)
+    monkeypatch.setitem(ADDED, "ModelConfig", {"routed_scale": 1.0})
+    monkeypatch.setitem(ADDED, "TrainConfig", {"z_loss": 0.0})
+    train(micro(), quick(4), data, tmp_path / "run", resume=True)
+    monkeypatch.setitem(ADDED, "TrainConfig", {"z_loss": 0.5})  # not what this run did
+    with pytest.raises(MoemlaError, match=r"other settings \(z_loss\)"):
+        train(micro(), quick(4), data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("where", ["train.json", "train", "model", "config.json", "state.json"])
+def test_a_run_of_a_newer_version_is_refused_by_name(tmp_path, data, where):
+    train(micro(), quick(2), data, tmp_path / "run")
+    name = "config.json" if where == "config.json" else "train.json"
+    folder = checkpoints(tmp_path / "run")[-1] if where in ("config.json", "state.json") else tmp_path / "run"
+    path = folder / (where if where == "state.json" else name)
+    facts = json.loads(path.read_text())
+    part = facts[where] if where in ("train", "model") else facts
+    part["hyper"] = 1
+    facts["version"] = VERSION + 1
+    if where == "state.json":
+        facts.pop("sha256")
+        facts |= {"sha256": {"state": _sum_of({key: facts[key] for key in facts if key != "version"})}}
+    elif where == "config.json":
+        (folder / "state.json").write_text('{"step": 2}')
+    path.write_text(json.dumps(facts))
+    with pytest.raises(MoemlaError, match=rf"newer moemla.*version {VERSION + 1}") as error:
+        if where == "config.json":
+            load(tmp_path / "run")
+        else:
+            train(micro(), quick(2), data, tmp_path / "run", resume=True)
+    assert "\n" not in str(error.value) and (where == "state.json" or "hyper" in str(error.value))
+
+
+def test_the_data_of_a_run_is_found_from_anywhere(tmp_path, data, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    shutil.copytree(data, tmp_path / "a" / "data")
+    monkeypatch.chdir(tmp_path / "a")
+    train(micro(), quick(1), "data", "b/run")
+    monkeypatch.chdir("/")
+    run = tmp_path / "a" / "b" / "run"
+    assert data_folder(run).samefile(tmp_path / "a" / "data")
+    shutil.copytree(run, tmp_path / "elsewhere")  # the run alone
+    assert data_folder(tmp_path / "elsewhere").samefile(tmp_path / "a" / "data")
+    os.replace(tmp_path / "a", tmp_path / "moved")  # both together
+    assert data_folder(tmp_path / "moved" / "b" / "run").samefile(tmp_path / "moved" / "data")
+    for damage in (dict(hash="0" * 64), None):  # another text has taken the place, or none is there
+        record = tmp_path / "moved" / "data" / "data.json"
+        record.unlink() if damage is None else record.write_text(json.dumps(damage))
+        with pytest.raises(MoemlaError, match="--text"):
+            data_folder(tmp_path / "moved" / "b" / "run")
