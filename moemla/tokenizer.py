@@ -60,7 +60,7 @@ def _pieces(text: str) -> Iterator[str]:
 def in_groups(texts: Iterable[str]) -> Iterator[list[str]]:
     """Lists of the `texts`, in order, each list with some GROUP characters at most or a single longer text.
 
-    Built in chapter 1.
+    Built in chapter 13.
     """
     group: list[str] = []
     size = 0
