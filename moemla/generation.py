@@ -17,14 +17,14 @@ SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, anoth
 
 
 def require_unwrapped(model: nn.Module) -> None:
-    """ValueError for a model inside DistributedDataParallel and the like, which hide it. Built in chapter 5."""
+    """ValueError for a model inside DistributedDataParallel and the like, which hide it. Built in chapter 13."""
     if not hasattr(model, "features"):
         raise ValueError(f"model: a {type(model).__name__}; give the LanguageModel that it wraps (model.module)")
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 5."""
+    """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 13."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -35,7 +35,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
-    """ValueError for what is no way to sample, before anything is written. Built in chapter 5."""
+    """ValueError for what is no way to sample, before anything is written. Built in chapter 13."""
     if not 0 <= temperature < torch.inf:
         raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
     if top_k is not None and top_k < 1:
