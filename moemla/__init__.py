@@ -7,47 +7,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME and _MODULES
-    from moemla import attention as attention
-    from moemla import balancing as balancing
-    from moemla import bench as bench
-    from moemla import cache as cache
-    from moemla import checkpoint as checkpoint
-    from moemla import complexity as complexity
-    from moemla import config as config
-    from moemla import data as data
-    from moemla import devices as devices
-    from moemla import evaluation as evaluation
-    from moemla import experiments as experiments
-    from moemla import experts as experts
-    from moemla import feedforward as feedforward
-    from moemla import generation as generation
-    from moemla import interop as interop
-    from moemla import kernels as kernels
-    from moemla import latent_attention as latent_attention
-    from moemla import linear as linear
-    from moemla import losses as losses
-    from moemla import measuring as measuring
-    from moemla import model as model
-    from moemla import moe as moe
-    from moemla import ngrams as ngrams
-    from moemla import optim as optim
-    from moemla import rope as rope
-    from moemla import routing as routing
-    from moemla import stories as stories
-    from moemla import tokenizer as tokenizer
-    from moemla import training as training
+    from moemla import (
+        attention as attention,
+        balancing as balancing,
+        bench as bench,
+        cache as cache,
+        checkpoint as checkpoint,
+        complexity as complexity,
+        config as config,
+        data as data,
+        devices as devices,
+        evaluation as evaluation,
+        experiments as experiments,
+        experts as experts,
+        feedforward as feedforward,
+        generation as generation,
+        interop as interop,
+        kernels as kernels,
+        latent_attention as latent_attention,
+        linear as linear,
+        losses as losses,
+        measuring as measuring,
+        model as model,
+        moe as moe,
+        ngrams as ngrams,
+        optim as optim,
+        rope as rope,
+        routing as routing,
+        stories as stories,
+        tokenizer as tokenizer,
+        training as training,
+    )
     from moemla.attention import MultiHeadAttention as MultiHeadAttention
     from moemla.balancing import Balancer as Balancer
     from moemla.cache import (
         HybridCache as HybridCache,
-    )
-    from moemla.cache import (
         JointLatentCache as JointLatentCache,
-    )
-    from moemla.cache import (
         KVCache as KVCache,
-    )
-    from moemla.cache import (
         LatentCache as LatentCache,
     )
     from moemla.checkpoint import load as load
@@ -56,18 +52,14 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
     from moemla.generation import generate as generate
     from moemla.latent_attention import (
         DecoupledLatentAttention as DecoupledLatentAttention,
-    )
-    from moemla.latent_attention import (
         MultiHeadLatentAttention as MultiHeadLatentAttention,
     )
-    from moemla.model import Block as Block
-    from moemla.model import LanguageModel as LanguageModel
+    from moemla.model import Block as Block, LanguageModel as LanguageModel
     from moemla.moe import MixtureOfExperts as MixtureOfExperts
     from moemla.rope import RotaryEmbedding as RotaryEmbedding
     from moemla.routing import Router as Router
     from moemla.tokenizer import Tokenizer as Tokenizer
-    from moemla.training import TrainConfig as TrainConfig
-    from moemla.training import train as train
+    from moemla.training import TrainConfig as TrainConfig, train as train
 
 __version__ = "0.1.0"
 

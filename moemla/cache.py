@@ -87,7 +87,7 @@ class Cache:
             raise ValueError(f"{self.length} tokens held and {steps} more exceed the cache's max_len={self.max_len}")
 
     def remember(self, tokens: Int[Tensor, "b t"]) -> None:
-        """Notes which tokens (B, T) are being appended, before `advance`: a model does. Built in chapter 2."""
+        """Notes which tokens (B, T) are being appended, before `advance`: a model does. Built in chapter 14."""
         if self.uniform:
             self.tokens[:, self.length : self.length + tokens.shape[1]] = tokens
         else:

@@ -361,11 +361,9 @@ class Bench:
     def __call__(self) -> None:
         from moemla import bench
 
-        for name in ("d_expert", "vocab_size", "batch_size", "seq_len"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "must be at least 1")
-        require(all(number >= 1 for number in self.tokens), "tokens", self.tokens, "must be at least 1 each")
-        require(0 < self.seconds < math.inf, "seconds", self.seconds, "must be a number above 0")
+        require(
+            0 <= self.seconds < math.inf, "seconds", self.seconds, "must be a number, 0 (the fewest passes) or more"
+        )
         result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
         if self.folder is not None:
             from moemla.experiments import results

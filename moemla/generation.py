@@ -29,7 +29,7 @@ def whole(model: nn.Module) -> LanguageModel:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 5."""
+    """Inside the block every module is in eval mode; behind it each is in its own again. Built in chapter 13."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -40,7 +40,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
-    """ValueError for what is no way to sample, before anything is written. Built in chapter 5."""
+    """ValueError for what is no way to sample, before anything is written. Built in chapter 13."""
     if not 0 <= temperature < torch.inf:
         raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
     if top_k is not None and top_k < 1:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moemla.complexity import dense_layers
 from moemla.config import ROW, ModelConfig, require
 from moemla.devices import same_storage
-from moemla.errors import MoemlaError
+from moemla.errors import MoemlaError, optional
 from moemla.files import read_json, why, write_json
 from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
@@ -139,11 +139,7 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], tied: bool) -> None:
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MoemlaError("transformers is not installed: pip install 'moemla[interop]'") from error
-    return transformers
+    return optional("transformers", "interop")
 
 
 def settings_to_deepseek_v3(config: ModelConfig) -> dict[str, Any]:
@@ -349,9 +345,9 @@ def export(model: LanguageModel, tokenizer: Tokenizer | None, out: str | os.Path
         reason, theirs = None, _as_theirs(model, *_for_every_engine(model))
     except ValueError as error:
         reason, theirs = str(error), None
-    part = out.with_name(f".{out.name}.part")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")  # of this process: two exports never meet
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed and had the same number
         part.mkdir(parents=True)
         if theirs is None:
             model.save(part, tokenizer)

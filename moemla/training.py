@@ -329,6 +329,8 @@ class _Run:
 
     def __init__(self, data: Path, out: Path, config: ModelConfig, settings: TrainConfig, tokenizer, facts: dict):
         self.out, self.config, self.settings, self.tokenizer = out, config, settings, tokenizer
+        if "unfinished" in facts:
+            raise MoemlaError(f"{data} was not finished: run `moemla prepare` again")
         try:
             run = dict(model=config.to_dict(), train=asdict(settings), data=facts["hash"], splits=facts["splits"])
         except KeyError as error:

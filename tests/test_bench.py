@@ -176,14 +176,14 @@ def test_the_readme_tells_what_was_measured():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "moe", "--variant", "mha"], "variant='mha': has no experts"),
-        (["bench", "moe", "--device", "mps"], "device='mps'"),
-        (["bench", "train", "--d-expert", "0"], "d_expert=0"),
-        (["bench", "train", "--batch-size", "0"], "batch_size=0"),
-        (["bench", "decode", "--seq-len", "0"], "seq_len=0"),
-        (["bench", "moe", "--tokens", "4", "-5"], "tokens=-5"),
-        (["bench", "attention", "--against", "transformers"], "against='transformers'"),
-        (["bench", "moe", "--device", "frob"], "device='frob'"),
+        (["bench", "moe", "--variant", "mha"], "--variant 'mha': has no experts"),
+        (["bench", "moe", "--device", "mps"], "--device 'mps'"),
+        (["bench", "train", "--d-expert", "0"], "--d-expert 0"),
+        (["bench", "train", "--batch-size", "0"], "--batch-size 0"),
+        (["bench", "decode", "--seq-len", "0"], "--seq-len 0"),
+        (["bench", "moe", "--tokens", "4", "-5"], "--tokens -5"),
+        (["bench", "attention", "--against", "transformers"], "--against 'transformers'"),
+        (["bench", "moe", "--device", "frob"], "--device 'frob'"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys):

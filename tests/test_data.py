@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moemla import data
 from moemla.data import Batches, TokenShard, check_tokenizer, fetch_hub, prepare, read_stories, write_shard

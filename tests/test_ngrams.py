@@ -5,8 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from moemla.ngrams import FALLBACK_DISCOUNTS, NGram, _discounts
 

@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from moemla import tokenizer as module
 from moemla.errors import DataError
@@ -296,8 +295,7 @@ def test_what_changes_no_id_is_accepted(trained, tmp_path):
 
 def library_trained(texts: list[str], vocab_size: int) -> tuple[list, dict]:
     """Merges and vocabulary as `tokenizers` learns them from whole texts and whole words."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

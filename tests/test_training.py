@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moemla import data as data_module
-from moemla import training
+from moemla import data as data_module, training
 from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import _sum_of, best_of, checkpoints, data_folder, load
 from moemla.config import ADDED, VERSION, ModelConfig

@@ -296,13 +296,14 @@ def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
 def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None, str]:
     """Mean of a measure over the results whose settings hold all of `where`."""
     where = wanted.get("where", {})
-    found = [
-        result.measures[wanted["measure"]]
+    runs = [
+        result
         for result in results.load(folder, wanted["experiment"], missing_ok=True)
         if where.items() <= result.settings.items() and wanted["measure"] in result.measures
     ]
-    if not found:
+    if not runs:
         return None, "not measured yet"
+    found = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
     scale = "the paper's scale" if wanted["scale"] == "paper" else wanted["scale"]
     return math.fsum(found) / len(found), f"mean of {len(found)} runs of {wanted['experiment']} at {scale}"
 

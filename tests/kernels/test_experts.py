@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from moemla import experts as module
-from moemla import kernels
+from moemla import experts as module, kernels
 from moemla.experts import choose, experts
 from tests.kernels.ways import GPU, Way, each_way, exact, gradients, near
 
