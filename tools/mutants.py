@@ -5,14 +5,17 @@ python -m tools.mutants NAME ...   only these
 python -m tools.mutants --write    try all and keep the table as book/mutants.md
 """
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2  # mutants at a time, one thread each
 CARRIED = ("moemla", "tests", "tools", "pyproject.toml")
 
 
@@ -895,13 +898,12 @@ def page(rows: list[tuple[Mutant, bool, str]]) -> str:
 
 def main(arguments: list[str]) -> int:
     wanted = [name for name in arguments if not name.startswith("--")]
+    chosen = [mutant for mutant in MUSEUM if not wanted or mutant.name in wanted]
     rows = []
-    for mutant in MUSEUM:
-        if wanted and mutant.name not in wanted:
-            continue
-        caught, test = attempt(mutant)
-        rows.append((mutant, caught, test))
-        print(f"{'caught  ' if caught else 'SURVIVED'} {mutant.name:36} {test}", flush=True)
+    with ThreadPoolExecutor(WORKERS) as pool:  # each waits for a process of its own
+        for mutant, (caught, test) in zip(chosen, pool.map(attempt, chosen), strict=True):
+            rows.append((mutant, caught, test))
+            print(f"{'caught  ' if caught else 'SURVIVED'} {mutant.name:36} {test}", flush=True)
     survivors = sum(not caught for _, caught, _ in rows)
     print(f"{len(rows) - survivors} of {len(rows)} mutants caught")
     if "--write" in arguments and not survivors and not wanted:
