@@ -85,7 +85,7 @@ def _check_text(text: str) -> str:
 def _foreign_rule(model: dict[str, Any]) -> str | None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(name):
-            return f"{name} = {json.dumps(model[name])}"
+            return f"{name} = {json.dumps(model[name], allow_nan=False)}"
     return None
 
 

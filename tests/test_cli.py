@@ -121,7 +121,7 @@ def test_wrong_usage_exits_with_2(arguments, capsys, tmp_path, monkeypatch):
         (["--steps", "many"], "--steps many: must be a whole number\n"),
         (["--steps", "1.5"], "--steps 1.5: must be a whole number\n"),
         (["--lr", "fast"], "--lr fast: must be a number\n"),
-        (["--lr", "nan"], "--lr nan: must be above 0"),
+        (["--lr", "nan"], "--lr nan: must be a finite number"),
         (["--balance-rate", "x"], "--balance-rate x: must be a number or None\n"),
         (["--balance-rate", "nan"], "--balance-rate nan: "),
     ],
@@ -248,10 +248,10 @@ def test_bad_text_is_one_line_and_leaves_nothing(tmp_path, texts, capsys):
 @pytest.mark.parametrize(
     "how,says",
     [
-        (["--tokenizer", "gpt2", "--vocab-size", "400"], "vocab_size=400: gpt2 has"),
-        (["--source", "hub", "--seed", "3"], "seed=3: only the built-in"),
-        (["--seed", "-1"], "seed=-1: must be 0 or more"),
-        (["--stories", "-5"], "stories=-5: must be a whole number"),
+        (["--tokenizer", "gpt2", "--vocab-size", "400"], "--vocab-size 400: gpt2 has"),
+        (["--source", "hub", "--seed", "3"], "--seed 3: only the built-in"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--stories", "-5"], "--stories -5: must be a whole number"),
         (["--train", "a.txt", "--valid", "b.txt"], "source 'files' needs both, the others neither"),
     ],
 )

@@ -415,6 +415,8 @@ MUSEUM = (
         "torch.matmul((q @ k.mT * scale).softmax(-1), v.unsqueeze(1))",
         "test_attention.py",
         "copied",
+    ),
+    Mutant(
         "results-of-another-text",
         "A result is found by settings that do not hold the hash of its data: another text is given the first one's.",
         "experiments/ten_minutes",
@@ -440,6 +442,8 @@ MUSEUM = (
         "for name in IDENTITY if name in settings and",
         "experiments/test_results.py",
         "found_by_all",
+    ),
+    Mutant(
         "loads-are-buffers",
         "The loads are buffers: DDP overwrites every rank's by those of rank 0, and the total still looks right.",
         "routing",
@@ -501,6 +505,8 @@ MUSEUM = (
         '(name.startswith("blocks.") or',
         "test_optim.py",
         "wrapping",
+    ),
+    Mutant(
         "copying-unsaid",
         "Targets that are the tokens themselves train the identity, and nothing says so.",
         "model",
@@ -544,6 +550,8 @@ MUSEUM = (
         "        super().reset_parameters()\n",
         "test_moves.py",
         "same_seed",
+    ),
+    Mutant(
         "evaluate-prints-nan",
         "A model whose logits are not numbers is scored all the same.",
         "evaluation",
@@ -659,6 +667,8 @@ MUSEUM = (
         "shrinks = True",
         "test_generation.py",
         "new_graph",
+    ),
+    Mutant(
         "two-writers-one-temporary-name",
         "Two processes write one file under the same temporary name, and one renames the other's half.",
         "files",
@@ -745,6 +755,8 @@ MUSEUM = (
         "while end := None:",
         "test_tokenizer.py",
         "little_memory",
+    ),
+    Mutant(
         "nan-weights-enter",
         "Weights with NaN are loaded, and a bias of NaN makes a plausible wrong model.",
         "checkpoint",

@@ -28,9 +28,10 @@ from moemla.tokenizer import Tokenizer
 from moemla.training import TrainConfig, read_metrics, train
 
 EXPERIMENT = "ten-minutes"
+DEFAULTS = TrainConfig()
 SCALES = {
     "smoke": dict(steps=20, stories=300, warmup=2, batch_size=4, seq_len=64, scored=8),
-    "cpu": dict(steps=TrainConfig.steps, stories=None, warmup=TrainConfig.warmup),
+    "cpu": dict(steps=DEFAULTS.steps, stories=None, warmup=DEFAULTS.warmup),
 }
 SAMPLES, SAMPLE_TOKENS = 20, 400
 VOCAB_SIZE = 4096
@@ -55,7 +56,7 @@ def run(
     size, folder = SCALES[scale], folder_for(scale, folder)
     data, facts = prepared(folder, size["stories"], train_text, valid_text)
     cell = dict(data=facts["settings"]["source"], size="tiny", variant="moe-mla-rope", vocab_size=VOCAB_SIZE, **size)
-    cell |= dict(data_hash=facts["hash"], min_lr=TrainConfig.min_lr)
+    cell |= dict(data_hash=facts["hash"], min_lr=DEFAULTS.min_lr)
 
     def work(settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
         out = scratch / "run"

@@ -59,9 +59,11 @@ def test_a_step_of_the_gradient_and_strides_of_any_kind(way, monkeypatch):
 
 @pytest.mark.skipif(not kernels.INTERPRETED, reason="kernels are compiled here")
 def test_outside_the_table_there_is_no_number(monkeypatch):
+    from moemla.kernels.rope import rope
+
     monkeypatch.setattr(kernels, "_enabled", True)
     table, x = RotaryEmbedding(8, 10), torch.ones(1, 1, 3, 8)
-    turned = table(x, torch.tensor([[9, 10, -1]]))
+    turned = rope(x, table.cos, table.sin, torch.tensor([[9, 10, -1]]), 0, False, False)
     assert torch.isfinite(turned[0, 0, 0]).all() and turned[0, 0, 1:].isnan().all()
     with pytest.raises(ValueError, match="more than max_seq_len"):
         table(x, (8, 11))
