@@ -37,6 +37,7 @@ _MODULES = (
         "bench",
         "cache",
         "checkpoint",
+        "checks",
         "complexity",
         "config",
         "data",
