@@ -44,8 +44,11 @@ def _drawn(tokens: int, n_experts: int) -> tuple[Tensor, list[Tensor]]:
 
 
 def _said(logits: Tensor, bias: Tensor, top_k: int) -> str:
-    rows = "; ".join(" ".join(f"{z:.3g}" for z in row) for row in (*logits[:2].tolist(), bias.tolist()))
-    return f"top {top_k} of logits {tuple(logits.shape)}" + (f" (logits; bias: {rows})" if len(logits) == 1 else "")
+    said = f"top {top_k} of logits {tuple(logits.shape)}"
+    if len(logits) > 1:
+        return said
+    numbers = (" ".join(f"{z:.3g}" for z in row) for row in (logits[0].tolist(), bias.tolist()))
+    return f"{said} (logits; bias: {'; '.join(numbers)})"
 
 
 @check
