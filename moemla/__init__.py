@@ -92,6 +92,7 @@ _MODULES = (
         "bench",
         "cache",
         "checkpoint",
+        "checks",
         "complexity",
         "config",
         "data",

@@ -1,8 +1,6 @@
 """Small models that hide nothing: odd sizes, every weight random, and the attention forms by name."""
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from moemla.config import ModelConfig
 from moemla.model import LanguageModel
@@ -77,19 +75,3 @@ def assert_causal(layer, width, steps, place, seed):
     (slope,) = torch.autograd.grad(out[:, place - 1].square().sum(), x)
     assert slope[:, place:].abs().max() == 0
     assert (slope[:, :place].abs().amax(-1) > 0).all()
-
-
-class Made(TorchDispatchMode):
-    """The largest tensor that is made: no view, and nothing that is written in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for t in tree_leaves(out):
-            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old:
-                self.largest = max(self.largest, t.numel())
-        return out

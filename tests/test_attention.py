@@ -9,8 +9,9 @@ from torch import nn
 
 from moemla.attention import MultiHeadAttention, attend, attend_shared
 from moemla.cache import KVCache
+from moemla.checks.attention import Made
 from moemla.rope import RotaryEmbedding
-from tests.helpers import TOLERANCE, Made, assert_causal, close, shake
+from tests.helpers import TOLERANCE, assert_causal, close, shake
 
 D, H = 12, 4
 FORMS = {

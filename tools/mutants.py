@@ -863,6 +863,20 @@ MUSEUM = (
         "            pass\n",
         "test_training.py",
         "validation_changes",
+        "check-without-gradients",
+        "A check compares outputs alone: a value cut off from its gradient passes.",
+        "checks/compare",
+        "for name, mine, right in zip(ours, *pairs, strict=True):",
+        "for name, mine, right in ():",
+        "checks/test_checks.py",
+    ),
+    Mutant(
+        "check-moves-the-generator",
+        "A check seeds torch's own generator: what a reader draws after it is the same each time.",
+        "checks/compare",
+        "with torch.random.fork_rng(devices=()):",
+        "if True:",
+        "checks/test_checks.py",
     ),
 )
 
