@@ -130,7 +130,7 @@ def power(difference: float, standard_error: float, df: float, level: float = LE
     from scipy.stats import nct, t
 
     edge, shift = t.ppf((1 + level) / 2, df), difference / standard_error
-    return float(nct.sf(edge, df, shift) + nct.cdf(-edge, df, shift))
+    return float(nct.sf(edge, df, shift) + nct.sf(edge, df, -shift))  # the cdf at -edge is the same, or NaN
 
 
 def detectable(sd: float, seeds: int, wanted: float = POWER, level: float = LEVEL) -> float:
