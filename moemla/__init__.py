@@ -4,6 +4,7 @@ Names are loaded when they are first used, so that `import moemla` costs little 
 """
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME and _MODULES
@@ -85,41 +86,7 @@ _HOME = {
     "TrainConfig": "training",
     "train": "training",
 }
-_MODULES = (
-    *(
-        "attention",
-        "balancing",
-        "bench",
-        "cache",
-        "checkpoint",
-        "checks",
-        "complexity",
-        "config",
-        "data",
-        "devices",
-        "evaluation",
-        "experiments",
-        "experts",
-    ),
-    *(
-        "feedforward",
-        "generation",
-        "interop",
-        "kernels",
-        "latent_attention",
-        "linear",
-        "losses",
-        "measuring",
-        "model",
-        "moe",
-        "ngrams",
-        "optim",
-        "rope",
-        "routing",
-        "stories",
-    ),
-    *("tokenizer", "training"),
-)
+_MODULES = tuple(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 __all__ = ["__version__", *_HOME]
 

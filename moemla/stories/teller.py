@@ -1,4 +1,4 @@
-"""Built-in stories: a small world, a plot, and a teller that keeps track of who and what was mentioned.
+"""The teller: a plot told with things of the world, and a record of who and what was mentioned.
 
 Notable:
 - `story(seed, index)` depends on its two arguments alone, so any story of a corpus can be made without the others
@@ -7,7 +7,7 @@ Notable:
 - names, pronouns and objects that earlier text determines are recorded with their spans (`Agreement`)
 - pronouns stand only where one character can be meant; otherwise the teller says the name
 
-The vocabulary is in `storyworld`, the plots and their wording in `storyplots`. Their template language:
+The vocabulary is in `world`, the plots and their wording in `plots`. Their template language:
 `[a|b]` one of these, `<a>` more often in longer stories, `@macro` a shared passage, `{slot}` a thing of the world.
 Character slots (h hero, f friend, m grown-up, k stranger): `{h}` subject, `{h.o}` object, `{h.s}` possessive, each as a
 pronoun where that is clear; `{H}` the name, `{H.s}` the name's possessive, `{h!}` a name that the text before
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from . import storyplots, storyworld
+from moemla.stories import plots, world
 
 MIN_WORDS, MAX_WORDS = 100, 300
 
@@ -116,11 +116,11 @@ class _Teller:
         return items[self.pick(len(items))]
 
     def tell(self) -> Story:
-        self.plot = self.one_of(storyplots.PLOTS)
+        self.plot = self.one_of(plots.PLOTS)
         self.kind = self.one_of(self.plot.worlds)
         self.world.update(self.plot.fixed)
         # The longer the story, the more of its optional sentences are told: none, about half, all of them.
-        self.detail = self.one_of(storyplots.DETAIL)
+        self.detail = self.one_of(plots.DETAIL)
         self.run(_compile(self.plot.template))
         text = _TO_CAPITAL.sub(lambda match: match[1] + match[2].upper(), "".join(self.pieces))
         return Story(text, tuple(self.agreements))
@@ -192,12 +192,12 @@ class _Teller:
 
     def thing(self, key: str) -> str:
         if key not in self.world:
-            storyworld.choose(self, key)
+            world.choose(self, key)
         return self.world[key]
 
     def character(self, role: str) -> _Character:
         if role not in self.world:
-            name, gender, attributes = storyworld.character(self, role)
+            name, gender, attributes = world.character(self, role)
             self.world[role] = _Character(name, gender, attributes)
             self.cast.append(self.world[role])
         return self.world[role]
@@ -252,7 +252,7 @@ class _Teller:
 
 @cache
 def _macro(name: str, kind: str) -> tuple:
-    options = storyplots.MACROS.get(f"{name}.{kind}") or storyplots.MACROS[name]
+    options = plots.MACROS.get(f"{name}.{kind}") or plots.MACROS[name]
     return ((_CHOICE, tuple(_compile(option) for option in options)),)
 
 
