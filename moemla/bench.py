@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moemla import complexity, kernels
+from moemla import complexity, kernels, results
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
 from moemla.config import ModelConfig, require
-from moemla.experiments import results
 from moemla.experts import BACKENDS, Experts, experts
 from moemla.feedforward import FeedForward, width_in
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention

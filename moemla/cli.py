@@ -296,7 +296,7 @@ class Experiment:
 
     def __call__(self) -> None:
         from moemla.experiments import chapter05, ten_minutes
-        from moemla.experiments.results import folder_for
+        from moemla.results import folder_for
 
         folder = folder_for(self.scale, self.folder)
         print(f"results go to {folder}", file=sys.stderr)
@@ -366,7 +366,7 @@ class Bench:
         )
         result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
         if self.folder is not None:
-            from moemla.experiments import results
+            from moemla import results
 
             print(f"kept in {results.write(result, self.folder)}", file=sys.stderr)
         if self.json:
@@ -409,7 +409,7 @@ class Claims:
     def __call__(self) -> int:
         from difflib import get_close_matches
 
-        from moemla.experiments import claims
+        from moemla.paper import claims
 
         known = claims.load_claims()
         starts = {claim.id.partition("-")[0] for claim in known}

@@ -5,10 +5,9 @@ import json
 import pytest
 import torch
 
-from moemla import bench, experts
+from moemla import bench, experts, results
 from moemla.cli import main
 from moemla.config import ModelConfig
-from moemla.experiments import results
 from moemla.measuring import Limits
 from tools.browser import ROOT
 

@@ -506,7 +506,7 @@ def test_the_device_is_passed_on(run, texts, capsys, monkeypatch):
 
 
 def test_claims_prints_an_entry_whole(capsys):
-    from moemla.experiments import claims
+    from moemla.paper import claims
 
     (claim,) = [claim for claim in claims.load_claims() if claim.id == "A1"]
     outcome = claims.evaluate(claim)

@@ -11,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from moemla.stories import plots as storyplots, teller as engine, world as storyworld
-from moemla.stories import MAX_WORDS, MIN_WORDS, Agreement, Story, stories, story
+from moemla.stories import (
+    MAX_WORDS,
+    MIN_WORDS,
+    Agreement,
+    Story,
+    plots as storyplots,
+    stories,
+    story,
+    teller as engine,
+    world as storyworld,
+)
 
 GOLDEN = "eb7a799f753389f437b59238eea0cf704e82076af43eb23fa8c094bcb1a7a788"
 PRONOUNS = {"he": "she", "him": "her", "his": "her", "himself": "herself"}

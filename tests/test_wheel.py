@@ -41,7 +41,7 @@ def test_every_command_from_the_wheel_in_an_empty_folder(unpacked, tmp_path):
 def test_what_the_wheel_holds(wheel, unpacked):
     """Every file of the package, and nothing else of the repository."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert "moemla/py.typed" in names and "moemla/experiments/claims.yml" in names
+    assert "moemla/py.typed" in names and "moemla/paper/claims.yml" in names
     own = {str(path.relative_to(ROOT)) for path in (ROOT / "moemla").rglob("*") if path.suffix in (".py", ".yml")}
     assert all(name.startswith("moemla/") for name in names) and own <= names
 

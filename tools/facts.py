@@ -32,7 +32,7 @@ def chapters(book: Path = ROOT / "book") -> str:
 @cache
 def ledger() -> str:
     """How many claims of the paper have which status, and whether the tables are complete."""
-    from moemla.experiments import claims
+    from moemla.paper import claims
 
     entries = claims.load_claims()
     rows = [(claim, claims.evaluate(claim, RESULTS)) for claim in entries]
@@ -59,7 +59,7 @@ def ledger() -> str:
 
 def ten_minutes() -> str:
     """The two runs of `moemla experiment ten-minutes`, the newest of each."""
-    from moemla.experiments import results
+    from moemla import results
 
     lines, changed = [], False
     for data, text in (("builtin", "On {n} CPU cores"), ("files", "On real TinyStories")):
@@ -80,7 +80,7 @@ def ten_minutes() -> str:
 
 def benches() -> str:
     """Tokens per second beside transformers."""
-    from moemla.experiments import results
+    from moemla import results
 
     cases = [
         ("training, tiny (V 4,096, experts 64 wide)", "train", "tiny", 64, "ours auto"),
@@ -105,8 +105,10 @@ def latent_cost() -> str:
 
     import numpy as np
 
+    from moemla import results
     from moemla.evaluation import mean_interval
-    from moemla.experiments import chapter05, claims, results
+    from moemla.experiments import chapter05
+    from moemla.paper import claims
 
     ledger = {claim.id: claim for claim in claims.load_claims()}
     nats = {
@@ -135,7 +137,7 @@ def latent_cost() -> str:
 
 def machines() -> str:
     """What the files of `results/` were measured on, and the largest model trained."""
-    from moemla.experiments import results
+    from moemla import results
 
     found = results.load(RESULTS)
     gpus = sorted({gpu for r in found for gpu in r.provenance["machine"]["gpus"] or ()})
@@ -151,7 +153,7 @@ def machines() -> str:
 
 def gpu() -> str:
     """Whether a GPU has run the kernels."""
-    from moemla.experiments import results
+    from moemla import results
 
     gpus = sorted({gpu for r in results.load(RESULTS, "bench") for gpu in r.provenance["machine"]["gpus"] or ()})
     if gpus:

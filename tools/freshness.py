@@ -31,7 +31,7 @@ def parse_cells(notebook) -> list[ast.Module]:
 
 
 def module_files(package: Path = PACKAGE) -> dict[str, Path]:
-    """Dotted names below the package ("config", "experiments.claims", "" for the package itself) and their files."""
+    """Dotted names below the package ("config", "paper.claims", "" for the package itself) and their files."""
     files = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -135,9 +135,9 @@ def files_of(notebook, library: Library) -> list[Path]:
     experiment, all.
     """
     used = set().union(*map(library.used_by, parse_cells(notebook)))
-    ledger = library.package / "experiments" / "claims.yml"
-    found = [ledger] if "experiments.claims" in used and ledger.exists() else []
-    if not used & {"experiments.results", "experiments.claims"}:
+    ledger = library.package / "paper" / "claims.yml"
+    found = [ledger] if "paper.claims" in used and ledger.exists() else []
+    if not used & {"results", "paper.claims"}:
         return found
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     text += "".join(path.read_text(encoding="utf-8") for path in found)

@@ -437,10 +437,10 @@ MUSEUM = (
     Mutant(
         "older-results-not-found",
         "Files that keep data hash, floor and warm-up among their measures are not found, and all is trained again.",
-        "experiments/results",
+        "results",
         "for name in IDENTITY if name in held and",
         "for name in IDENTITY if name in settings and",
-        "experiments/test_results.py",
+        "test_results.py",
         "found_by_all",
     ),
     Mutant(

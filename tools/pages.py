@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK, PACKAGE = ROOT / "book", ROOT / "moemla"
 BUILT = re.compile(r"Built in chapters? (\d+)")
 BUILT_SENTENCE = re.compile(r"\s*Built in chapters? \d+[^.]*\.")
+FOLDERS = ("kernels", "paper", "stories")  # whose modules have their place in the reference too
 FIRST = ("config", "rope", "cache", "attention", "latent_attention", "routing", "experts", "balancing", "moe", "model")
 
 
@@ -103,8 +104,9 @@ def api_page() -> str:
     """Every public symbol of the package: signature, docstring, and the chapter that builds it."""
     chapters = plan()
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
-    for path in (PACKAGE / "kernels").glob("*.py"):
-        files["kernels" if path.stem == "__init__" else f"kernels.{path.stem}"] = path
+    for folder in FOLDERS:
+        for path in (PACKAGE / folder).glob("*.py"):
+            files[folder if path.stem == "__init__" else f"{folder}.{path.stem}"] = path
     names = sorted(files, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     out = ["# API reference", ""]
     out += [

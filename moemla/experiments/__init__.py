@@ -1,2 +1,1 @@
-"""The paper's experiments: measured results (`results`), the ledger of its numbers (`claims`), and one
-module a table."""
+"""The experiments: one module a question, each run kept as a file in `results/`."""

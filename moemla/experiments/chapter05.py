@@ -26,8 +26,8 @@ from moemla.config import ModelConfig
 from moemla.data import read_stories
 from moemla.errors import Diverged, MoemlaError
 from moemla.evaluation import evaluate
-from moemla.experiments.results import Result, ResultError, comparable, folder_for, run_cells
 from moemla.experiments.ten_minutes import counted, prepared
+from moemla.results import Result, ResultError, comparable, folder_for, run_cells
 from moemla.tokenizer import Tokenizer
 from moemla.training import TrainConfig, read_metrics, train
 

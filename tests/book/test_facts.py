@@ -5,11 +5,11 @@ import re
 import tomllib
 
 import pytest
+from tests.experiments.test_results import ORIGIN
 
 from moemla import ModelConfig, complexity
-from moemla.experiments import claims
-from moemla.experiments.results import Result, write
-from tests.experiments.test_results import ORIGIN
+from moemla.paper import claims
+from moemla.results import Result, write
 from tools import facts, pages
 
 ROOT = facts.ROOT
@@ -42,7 +42,7 @@ def test_the_pages_check_covers_readme_and_preface(monkeypatch):
 def test_nothing_is_claimed_of_every_number_or_part():
     """What is complete is counted by a block; prose does not say "every" of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["description"]
-    names = ("CITATION.cff", "CONTRIBUTING.md", "moemla/__init__.py", "moemla/experiments/claims.py")
+    names = ("CITATION.cff", "CONTRIBUTING.md", "moemla/__init__.py", "moemla/paper/claims.py")
     pages_of_the_book = ("setup", "notation", "glossary", "reproduce", "timings")
     texts = {name: (ROOT / name).read_text() for name in names}
     texts |= {f"{name}.md": (ROOT / "book" / f"{name}.md").read_text() for name in pages_of_the_book}

@@ -17,10 +17,11 @@ FILES = {
     "deep/__init__.py": "from .inner import thing\n",
     "deep/inner.py": "from ..lower import low\n\ndef thing():\n    return low(2)\n",
     "experiments/__init__.py": "",
-    "experiments/results.py": "def load(folder):\n    return []\n",
-    "experiments/claims.py": "from . import results\n\ndef evaluate():\n    return results.load('')\n",
-    "experiments/claims.yml": "- {id: A1, result: {experiment: table2}}\n",
-    "experiments/sweep.py": "from .results import load\n\ndef table():\n    return load('')\n",
+    "paper/__init__.py": "",
+    "results.py": "def load(folder):\n    return []\n",
+    "paper/claims.py": "from .. import results\n\ndef evaluate():\n    return results.load('')\n",
+    "paper/claims.yml": "- {id: A1, result: {experiment: table2}}\n",
+    "experiments/sweep.py": "from ..results import load\n\ndef table():\n    return load('')\n",
 }
 
 
@@ -76,8 +77,8 @@ def test_a_change_of_the_library(package, file, old, new, stale):
     assert (fingerprint(page, package) != before) == stale
 
 
-RESULTS = "from moemla.experiments import results\nresults.load('../results', 'sweep')"
-LEDGER = "from moemla.experiments import claims\nclaims.evaluate()"
+RESULTS = "from moemla import results\nresults.load('../results', 'sweep')"
+LEDGER = "from moemla.paper import claims\nclaims.evaluate()"
 OTHER = "import moemla.aside\nprint('sweep table2')"
 
 
@@ -86,14 +87,14 @@ OTHER = "import moemla.aside\nprint('sweep table2')"
     [
         (RESULTS, "results/sweep.one.json", True),
         (RESULTS, "results/table2.one.json", False),
-        (RESULTS, "moemla/experiments/claims.yml", False),
+        (RESULTS, "moemla/paper/claims.yml", False),
         (RESULTS.replace(", 'sweep'", ""), "results/table2.one.json", True),  # it names none: it reads all
         (LEDGER, "results/table2.one.json", True),  # the ledger names it
         (LEDGER, "results/sweep.one.json", False),
         (LEDGER + "\n" + RESULTS, "results/sweep.one.json", True),
-        (LEDGER, "moemla/experiments/claims.yml", True),
+        (LEDGER, "moemla/paper/claims.yml", True),
         (OTHER, "results/sweep.one.json", False),
-        (OTHER, "moemla/experiments/claims.yml", False),
+        (OTHER, "moemla/paper/claims.yml", False),
     ],
 )
 def test_a_byte_of_a_result_or_of_the_ledger(package, source, file, stale):

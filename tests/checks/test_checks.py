@@ -41,15 +41,14 @@ from moemla.checks import (
     attention,
     balancing,
     compare,
+    experts as routed,
     model,
     rope,
     time_ratio,
     tokens,
     training,
 )
-from moemla.checks import experts as routed
-from moemla.experts import BACKENDS
-from moemla.experts import experts as apply_experts
+from moemla.experts import BACKENDS, experts as apply_experts
 from moemla.generation import filter_logits
 from moemla.losses import linear_cross_entropy
 from moemla.optim import learning_rate, make_optimizers

@@ -14,7 +14,7 @@ from moemla.errors import MoemlaError
 from moemla.evaluation import mean_interval
 from moemla.experiments import chapter05, ten_minutes
 from moemla.experiments.chapter05 import ROTARY, SCALES, VARIANTS, best_rates, rates_tried, run, seeds_of
-from moemla.experiments.results import Result, load
+from moemla.results import Result, load
 from tests.runs import write_texts
 from tools.browser import ROOT
 

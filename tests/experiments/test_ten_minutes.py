@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moemla.cli import main
 from moemla.experiments import ten_minutes
-from moemla.experiments.results import load
+from moemla.results import load
 from tests.runs import write_texts
 from tools.browser import ROOT
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from moemla import complexity
 from moemla.config import SIZES, ModelConfig
+from moemla.paper import lemmas
 
 N_ROUTED, N_SHARED, TOP_K = 62, 2, 6  # section 3.1
 N_TOTAL = N_ROUTED + N_SHARED
@@ -183,7 +184,7 @@ def printed_cache_mib(per_head_latent: bool = False) -> Value:
     """
     config = preset("XL")
     width = round(RATIO * config.d_model) if per_head_latent else config.d_model
-    elements = complexity.printed_cache_elements(SEQUENCE, config.n_layers, config.n_heads, width)
+    elements = lemmas.printed_cache_elements(SEQUENCE, config.n_layers, config.n_heads, width)
     return BATCH * elements * FP16 / MEBI, f"{config.n_heads} times what is kept"
 
 
@@ -192,8 +193,8 @@ def printed_latent_over_true_mha() -> Value:
 
     Built in chapter 19.
     """
-    printed = complexity.printed_cache_elements(SEQUENCE, LAYERS, HEADS, round(RATIO * WIDTH))
-    kept = complexity.corrected_cache_elements(SEQUENCE, LAYERS, WIDTH)
+    printed = lemmas.printed_cache_elements(SEQUENCE, LAYERS, HEADS, round(RATIO * WIDTH))
+    kept = lemmas.corrected_cache_elements(SEQUENCE, LAYERS, WIDTH)
     return 100 * (1 - printed / kept), f"{printed / kept:.0f} times as much"
 
 
@@ -210,7 +211,7 @@ def lemma_3_1(form: str, n: int = SEQUENCE) -> Value:
 
     Built in chapter 19.
     """
-    ratios = complexity.lemma_3_1(n, WIDTH, RATIO, HEADS)
+    ratios = lemmas.lemma_3_1(n, WIDTH, RATIO, HEADS)
     return ratios[form], ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
 
 
@@ -220,7 +221,7 @@ def mha_macs(n: int = SEQUENCE, printed: bool = False) -> Value:
     Built in chapter 19.
     """
     if printed:
-        return complexity.printed_mha_macs(n, WIDTH) / MILLION, ""
+        return lemmas.printed_mha_macs(n, WIDTH) / MILLION, ""
     block = complexity.block_macs_per_token(preset("M"), n) - 8 * WIDTH**2
     return n * block / MILLION, ""
 
@@ -232,9 +233,9 @@ def moe_macs(form: str) -> Value:
     Built in chapter 19.
     """
     if form == "printed":
-        return complexity.printed_moe_macs(WIDTH, N_TOTAL, N_SHARED, TOP_K) / MILLION, "million multiply-adds"
+        return lemmas.printed_moe_macs(WIDTH, N_TOTAL, N_SHARED, TOP_K) / MILLION, "million multiply-adds"
     width = {"quarter": WIDTH, "matched": WIDTH // 16}[form]
-    macs = complexity.corrected_moe_macs(WIDTH, width, N_ROUTED, N_SHARED, TOP_K)
+    macs = lemmas.corrected_moe_macs(WIDTH, width, N_ROUTED, N_SHARED, TOP_K)
     return macs / MILLION, f"million multiply-adds with experts {width} wide"
 
 
@@ -279,7 +280,7 @@ def equation_20_coefficient() -> Value:
 
     Built in chapter 19.
     """
-    macs = [complexity.printed_block_macs(n, WIDTH, round(RATIO * WIDTH), N_TOTAL, N_SHARED, TOP_K) for n in (1, 2)]
+    macs = [lemmas.printed_block_macs(n, WIDTH, round(RATIO * WIDTH), N_TOTAL, N_SHARED, TOP_K) for n in (1, 2)]
     per_token = macs[1] - macs[0] - 3 * 2 * RATIO * WIDTH  # the difference of 2 n^2 d rho between n = 2 and n = 1
     return per_token / WIDTH**2, ""
 
@@ -290,10 +291,10 @@ def speedup(form: str, n: int = SEQUENCE) -> Value:
     Built in chapter 19.
     """
     if form == "printed":
-        return complexity.printed_speedup(RATIO, N_TOTAL, N_SHARED, TOP_K), ""
+        return lemmas.printed_speedup(RATIO, N_TOTAL, N_SHARED, TOP_K), ""
     matched = {"quarter": "literal", "matched": "parameters"}[form]
     config = preset("M", "moe-mla-rope", matched=matched)
-    return complexity.corrected_speedup(preset("M"), config, n), f"n = {n}, experts {config.d_expert} wide"
+    return lemmas.corrected_speedup(preset("M"), config, n), f"n = {n}, experts {config.d_expert} wide"
 
 
 def ffn_speedup(form: str) -> Value:

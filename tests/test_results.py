@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moemla.experiments import results
-from moemla.experiments.results import (
+from moemla import results
+from moemla.results import (
     Result,
     ResultError,
     cell_key,
@@ -118,7 +118,7 @@ def test_no_space_left_keeps_the_old_file(tmp_path):
     child = f"""
 import resource, signal, sys
 from tests.experiments.test_results import result
-from moemla.experiments.results import ResultError, write
+from moemla.results import ResultError, write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 try:
@@ -220,7 +220,7 @@ def test_a_failed_cell_keeps_its_scratch_and_the_others(tmp_path):
 CHILD = """
 import sys, time
 from pathlib import Path
-from moemla.experiments.results import run_cells
+from moemla.results import run_cells
 
 def work(settings, scratch):
     steps = scratch / "steps"

@@ -17,9 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from moemla import results
 from moemla.errors import MoemlaError
-from moemla.experiments import arithmetic, recount, results
-from moemla.experiments.places import cells, is_place
+from moemla.paper import arithmetic, recount
+from moemla.paper.places import cells, is_place
 
 KINDS = ("arithmetic", "measured", "citation", "setting", "aside")
 STATUSES = {

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from moemla.errors import MoemlaError
-from moemla.experiments import claims
-from moemla.experiments.claims import Claim, ClaimError, evaluate, load_claims, printed_number, select
-from moemla.experiments.results import Result, write
-from tests.experiments.test_results import ORIGIN
+from moemla.paper import claims
+from moemla.paper.claims import Claim, ClaimError, evaluate, load_claims, printed_number, select
+from moemla.results import Result, write
+from tests.test_results import ORIGIN
 
 LEDGER = {claim.id: claim for claim in load_claims()}
 

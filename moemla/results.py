@@ -304,7 +304,7 @@ def _git(package: Path | None = None) -> dict[str, Any] | None:
 
     An installed copy may lie inside somebody else's repository: its commit would say nothing about this code.
     """
-    package = package or Path(__file__).resolve().parents[1]
+    package = package or Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
         run = subprocess.run(
@@ -313,7 +313,7 @@ def _git(package: Path | None = None) -> dict[str, Any] | None:
         return run.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "experiments/results.py")
+        git("ls-files", "--error-unmatch", "results.py")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
     except (OSError, subprocess.SubprocessError):
         return None
