@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         LatentCache as LatentCache,
     )
     from moemla.checkpoint import load as load
-    from moemla.config import ModelConfig as ModelConfig
+    from moemla.config import ModelConfig as ModelConfig, TrainConfig as TrainConfig
     from moemla.feedforward import FeedForward as FeedForward
     from moemla.generation import generate as generate
     from moemla.latent_attention import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
     from moemla.rope import RotaryEmbedding as RotaryEmbedding
     from moemla.routing import Router as Router
     from moemla.tokenizer import Tokenizer as Tokenizer
-    from moemla.training import TrainConfig as TrainConfig, train as train
+    from moemla.training import train as train
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,7 @@ _HOME = {
     "generate": "generation",
     "Tokenizer": "tokenizer",
     "load": "checkpoint",
-    "TrainConfig": "training",
+    "TrainConfig": "config",
     "train": "training",
 }
 _MODULES = tuple(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))

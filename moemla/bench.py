@@ -18,6 +18,7 @@ from moemla import complexity, kernels, results
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
 from moemla.config import ModelConfig, require
+from moemla.devices import default_device, usable_device
 from moemla.experts import BACKENDS, Experts, experts
 from moemla.feedforward import FeedForward, width_in
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
@@ -25,7 +26,6 @@ from moemla.measuring import Limits, Row, Work, limits, measure
 from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding
-from moemla.training import default_device, usable_device
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -23,9 +23,8 @@ from typing import Any, Literal
 import tyro
 
 from moemla import __version__
-from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS, require, require_count
+from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS, TrainConfig, require, require_count
 from moemla.errors import MoemlaError
-from moemla.training import TrainConfig
 
 Flat = tyro.conf.OmitArgPrefixes
 Flag = tyro.conf.FlagCreatePairsOff
@@ -492,7 +491,7 @@ def clock(seconds: float) -> str:
 
 def device_of(name: str | None) -> Any:
     """The device of that name; None: the GPU if there is one, else the CPU. Built in chapter 13."""
-    from moemla.training import default_device, usable_device
+    from moemla.devices import default_device, usable_device
 
     return default_device() if name is None else usable_device(name)
 

@@ -1,4 +1,4 @@
-"""One configuration for every model of the book: fields, checks, the paper's sizes, and how two models are matched.
+"""One configuration for every model of the book and one for every training: fields, checks, the paper's sizes.
 
 Needs no torch. A field left at None is filled in from the others when the config is made, so a finished config holds
 plain values only.
@@ -7,7 +7,7 @@ plain values only.
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from moemla import complexity
 
@@ -36,6 +36,7 @@ SIZES = {
 ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
 VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
 MATCHES = ("parameters", "active", "literal", "flops")
+WARMUP = 50  # steps of a training, where none are given
 VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
 # Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
 ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
@@ -298,3 +299,57 @@ def _match_flops(cls, given: dict[str, Any], changes: dict[str, Any]) -> dict[st
         config = cls(**wide)
         candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
     return min(candidates)[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
+
+    steps: int = 1000
+    batch_size: int = 16  # sequences a step
+    seq_len: int = 256  # tokens a sequence
+    micro_batches: int = 1  # parts of a step whose gradients are summed
+    optimizer: Literal["muon", "adamw"] = "muon"
+    lr: float = 1e-2
+    min_lr: float = 0.0
+    warmup: int | None = None  # steps; 50
+    weight_decay: float = 0.1
+    clip: float = 1.0  # L2 norm of all gradients
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
+    balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"] = "sign"
+    balance_rate: float | None = None  # the rule's own
+    switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; with micro-batches a pass more
+    z_loss: float = 0.0  # weight of the router's z-loss
+    seed: int = 0
+    log_every: int = 10  # steps
+    load_window: int = 16  # steps over which the load of the experts is counted
+
+    def __post_init__(self):
+        for name in ("optimizer", "precision", "balance_rule"):
+            allowed = get_args(type(self).__annotations__[name])
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"choose one of {', '.join(allowed)}")
+        for name in ("steps", "batch_size", "seq_len", "micro_batches", "log_every", "load_window"):
+            require_count(name, getattr(self, name))
+        right = f"must divide batch_size={self.batch_size}"
+        require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, right)
+        for name in ("warmup", "seed"):
+            value = getattr(self, name)
+            open_ = value is None and name == "warmup"
+            right = "must be a whole number from 0 to 2**63 - 1"
+            require(open_ or (type(value) is int and 0 <= value < 2**63), name, value, right)
+        right = f"must be at most steps={self.steps}, or the rate never reaches lr"
+        require(self.warmup is None or self.warmup <= self.steps, "warmup", self.warmup, right)
+        object.__setattr__(self, "warmup", WARMUP if self.warmup is None else self.warmup)
+        for name in ("lr", "clip", "balance_rate", "min_lr", "weight_decay", "switch_loss", "z_loss"):
+            value = getattr(self, name)
+            if value is None and name == "balance_rate":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(number and math.isfinite(value), name, value, "must be a finite number")
+            positive = name in ("lr", "clip", "balance_rate")
+            right = "must be above 0" if positive else "must be 0 or more"
+            require(value > 0 if positive else value >= 0, name, value, right)
+        require(self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be at most lr={self.lr}")
+        rate = self.balance_rate
+        share = self.balance_rule != "quantile" or rate is None or rate <= 1
+        require(share, "balance_rate", rate, "the quantile rule goes a share of the way, at most 1")

@@ -70,3 +70,20 @@ def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
             yield
         finally:
             torch.set_flush_denormal(flushed)
+
+
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU. Built in chapter 5."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """The device of that name; ValueError where there is none, or nothing here has run on it. Built in chapter 5."""
+    require_known(name)
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
+        raise ValueError(f"device={str(name)!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise ValueError(f"device={str(name)!r}: holds no numbers; choose cpu or cuda")
+    return device

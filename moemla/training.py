@@ -1,124 +1,32 @@
-"""The training loop: batches, optimizers, the balancing bias, a log, and checkpoints from which it goes on as if
-nothing had happened.
-"""
+"""One step of training, and the loop: it goes on from a checkpoint as if nothing had happened."""
 
-import json
 import math
 import os
 import signal
-import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
-from moemla import complexity
-from moemla.balancing import Balancer, coefficient_of_variation, noise_floor, switch_loss, z_loss
+from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
-from moemla.config import VERSION, ModelConfig, require, require_count, stored_fields
+from moemla.config import ModelConfig, TrainConfig, require, stored_fields
 from moemla.data import Batches, TokenShard, check_tokenizer
-from moemla.devices import require_known, undisturbed
-from moemla.errors import DataError, Diverged, MoemlaError
-from moemla.files import claimed, read_json, replacing, why, write_json
+from moemla.devices import default_device, undisturbed, usable_device
+from moemla.errors import DataError
+from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import Routing, record_routing
+from moemla.runs import Log, Progress, Run
 from moemla.tokenizer import Tokenizer
 
-WARMUP = 50  # steps, where none are given
 VALID_TOKENS = 65_536  # at most, scored at each validation
 START = dict(step=0, seconds=0.0, losses=[], window=[])  # what a checkpoint holds besides tensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
-
-    steps: int = 1000
-    batch_size: int = 16  # sequences a step
-    seq_len: int = 256  # tokens a sequence
-    micro_batches: int = 1  # parts of a step whose gradients are summed
-    optimizer: Literal["muon", "adamw"] = "muon"
-    lr: float = 1e-2
-    min_lr: float = 0.0
-    warmup: int | None = None  # steps; 50
-    weight_decay: float = 0.1
-    clip: float = 1.0  # L2 norm of all gradients
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
-    balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"] = "sign"
-    balance_rate: float | None = None  # the rule's own
-    switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; with micro-batches a pass more
-    z_loss: float = 0.0  # weight of the router's z-loss
-    seed: int = 0
-    log_every: int = 10  # steps
-    load_window: int = 16  # steps over which the load of the experts is counted
-
-    def __post_init__(self):
-        for name in ("optimizer", "precision", "balance_rule"):
-            allowed = get_args(type(self).__annotations__[name])
-            require(getattr(self, name) in allowed, name, getattr(self, name), f"choose one of {', '.join(allowed)}")
-        for name in ("steps", "batch_size", "seq_len", "micro_batches", "log_every", "load_window"):
-            require_count(name, getattr(self, name))
-        right = f"must divide batch_size={self.batch_size}"
-        require(self.batch_size % self.micro_batches == 0, "micro_batches", self.micro_batches, right)
-        for name in ("warmup", "seed"):
-            value = getattr(self, name)
-            open_ = value is None and name == "warmup"
-            right = "must be a whole number from 0 to 2**63 - 1"
-            require(open_ or (type(value) is int and 0 <= value < 2**63), name, value, right)
-        right = f"must be at most steps={self.steps}, or the rate never reaches lr"
-        require(self.warmup is None or self.warmup <= self.steps, "warmup", self.warmup, right)
-        object.__setattr__(self, "warmup", WARMUP if self.warmup is None else self.warmup)
-        for name in ("lr", "clip", "balance_rate", "min_lr", "weight_decay", "switch_loss", "z_loss"):
-            value = getattr(self, name)
-            if value is None and name == "balance_rate":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            require(number and math.isfinite(value), name, value, "must be a finite number")
-            positive = name in ("lr", "clip", "balance_rate")
-            right = "must be above 0" if positive else "must be 0 or more"
-            require(value > 0 if positive else value >= 0, name, value, right)
-        require(self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be at most lr={self.lr}")
-        rate = self.balance_rate
-        share = self.balance_rule != "quantile" or rate is None or rate <= 1
-        require(share, "balance_rate", rate, "the quantile rule goes a share of the way, at most 1")
-
-
-@dataclass
-class Progress:
-    """One row of the log. Built in chapter 5.
-
-    `loss` is the mean nats per token since the last row; `load_cv` the coefficient of variation of the experts' load
-    over the last `load_window` steps, mean over layers, and `load_cv_floor` what uniform random routing would show
-    there; `utilisation` the model's FLOPs (3 x forward) over this machine's own matrix-multiply rate; `valid_loss` the
-    nats per token on the validation windows, in the rows of steps that were validated.
-    """
-
-    step: int
-    tokens: int
-    loss: float
-    lr: float
-    seconds: float
-    tokens_per_second: float
-    utilisation: float
-    seconds_left: float
-    grad_norm: float
-    load_cv: float | None = None
-    load_cv_floor: float | None = None
-    load_window: int | None = None  # steps
-    valid_loss: float | None = None
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU. Built in chapter 5."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class _Interrupt:
@@ -183,7 +91,7 @@ def train(
     require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
     batches = Batches(shard, train_config.batch_size, train_config.seq_len, seed=train_config.seed)
     validation = _Validation(data, tokenizer, train_config, device) if validate_every else None
-    run = _Run(data, out, config, train_config, tokenizer, facts)
+    run = Run(data, out, config, train_config, tokenizer, facts)
 
     new = not out.exists()
     try:
@@ -197,7 +105,7 @@ def train(
 
 
 def _train(
-    run: "_Run", batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every
+    run: Run, batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every
 ) -> LanguageModel:
     out, train_config = run.out, run.settings
     run.check(resume)
@@ -210,7 +118,8 @@ def _train(
     state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
     state = START | stored_fields("the state", START, state)
     best = (best_of(out) or {}).get("valid_loss", math.inf)
-    log = _Log(out / "metrics.jsonl", state, run.config, train_config, device, on_progress)
+    rate = matmul_rate(device, torch.bfloat16 if train_config.precision == "bf16" else torch.float32)
+    log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate, on_progress)
     with _Interrupt() as interrupt, log:
         for step in range(state["step"], train_config.steps):
             lr = learning_rate(
@@ -238,17 +147,6 @@ def _train(
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
     return model.eval()
-
-
-def usable_device(name: torch.device | str) -> torch.device:
-    """The device of that name; ValueError where there is none, or nothing here has run on it. Built in chapter 5."""
-    require_known(name)
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without it
-        raise ValueError(f"device={str(name)!r}: {str(error).splitlines()[0]}") from error
-    require(device.type != "meta", "device", str(name), "holds no numbers; choose cpu or cuda")
-    return device
 
 
 def train_step(
@@ -324,60 +222,6 @@ def _counts(routings: list[Routing]) -> torch.Tensor:
     return torch.stack([routing.counts for routing in routings])
 
 
-class _Run:
-    """What a run is, and the files that say so."""
-
-    def __init__(self, data: Path, out: Path, config: ModelConfig, settings: TrainConfig, tokenizer, facts: dict):
-        self.out, self.config, self.settings, self.tokenizer = out, config, settings, tokenizer
-        if "unfinished" in facts:
-            raise MoemlaError(f"{data} was not finished: run `moemla prepare` again")
-        try:
-            run = dict(model=config.to_dict(), train=asdict(settings), data=facts["hash"], splits=facts["splits"])
-        except KeyError as error:
-            raise MoemlaError(f"{data}/data.json is damaged ({error} is missing): prepare again") from error
-        absolute = os.fspath(data.resolve())
-        try:
-            folder = os.path.relpath(absolute, out.resolve())  # a run and its data may be moved together
-        except ValueError:  # another drive
-            folder = absolute
-        places = dict(folder=folder, absolute_folder=absolute)
-        self.facts = dict(version=VERSION) | run | dict(tokenizer=tokenizer.hash) | places
-        self.saved = False  # whether there is a checkpoint to go on from
-
-    def check(self, resume: bool) -> None:
-        """MoemlaError if another run lies in the folder, or this one and it is not to go on."""
-        out = self.out
-        self.saved = any((out / "checkpoints").glob("step-*"))
-        if not ((out / "train.json").exists() or self.saved):
-            return
-        if not resume:
-            raise MoemlaError(f"{out} already holds a run: continue it with --resume, or name another folder")
-        try:
-            before = read_json(out / "train.json")
-            version = before.get("version", 0)
-            before = stored_fields("a run", self.facts, before)
-            for part, name in (("model", "ModelConfig"), ("train", "TrainConfig")):
-                if isinstance(before.get(part), dict):
-                    before[part] = stored_fields(name, self.facts[part], before[part], version)
-        except ValueError as error:
-            raise MoemlaError(f"{out / 'train.json'}: {error}") from error
-        for part in ("model", "train", "data", "tokenizer"):
-            if before.get(part) != self.facts[part]:
-                was, now = before.get(part), self.facts[part]
-                names = sorted(was.keys() | now.keys()) if isinstance(was, dict) and isinstance(now, dict) else ()
-                changed = ", ".join(name for name in names if was.get(name) != now.get(name)) or part
-                raise MoemlaError(
-                    f"{out} holds a run with other settings ({changed}): repeat them, or name another folder"
-                )
-
-    def begin(self) -> None:
-        """Writes them where they are not there."""
-        if not (self.out / "train.json").exists():
-            self.tokenizer.save(self.out / "tokenizer.json")
-            write_json(self.out / "config.json", dict(version=VERSION) | self.config.to_dict())
-            write_json(self.out / "train.json", self.facts)
-
-
 class _Validation:
     """Nats per token on the first windows of valid.bin."""
 
@@ -404,104 +248,3 @@ class _Validation:
         finally:
             model.train()
         return total / len(self.tokens)
-
-
-class _Log:
-    """metrics.jsonl, one row each `log_every` steps; on a resumed run, rows past the checkpoint are dropped first."""
-
-    def __init__(self, path: Path, state: dict, config: ModelConfig, train_config: TrainConfig, device, on_progress):
-        self.path, self.config, self.settings, self.on_progress = path, config, train_config, on_progress
-        self.before, self.first, self.begin = state["seconds"], state["step"], time.perf_counter()
-        flops = complexity.training_flops_per_token(config, seq_len=train_config.seq_len)
-        dtype = torch.bfloat16 if train_config.precision == "bf16" else torch.float32
-        self.peak_tokens = matmul_rate(device, dtype) / flops  # tokens a second if there were nothing but products
-        self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
-        counts = (torch.tensor(counts, device=device) for counts in state["window"])
-        self.window = deque(counts, maxlen=train_config.load_window)
-        self.kept = [row for row in _rows(path) if row["step"] <= self.first] if path.exists() else []
-        self.file = None
-        self.begin = time.perf_counter()
-
-    def begin_writing(self) -> None:
-        with replacing(self.path) as file:
-            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in self.kept).encode())
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        with suppress(OSError, AttributeError):  # each row was flushed when it was written; or it never was opened
-            self.file.close()
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.begin
-
-    def state(self) -> dict:
-        """What the next row needs, for a checkpoint between two rows."""
-        return dict(
-            seconds=self.seconds,
-            losses=[loss.item() for loss in self.losses],
-            window=[counts.tolist() for counts in self.window],
-        )
-
-    def check(self, step: int, norm) -> None:
-        """MoemlaError unless the losses since the last row and the last gradient are numbers."""
-        mean = torch.stack([*self.losses, norm]).mean().item()
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the loss or its gradient at step {step} is {mean}: start again in another folder with a lower --lr"
-            )
-
-    def add(self, step: int, loss, norm, lr: float, balancer: Balancer, valid_loss: float | None = None) -> None:
-        self.losses.append(loss)
-        if balancer.counts is not None:
-            self.window.append(torch.stack(balancer.counts))
-        if step % self.settings.log_every and step != self.settings.steps and valid_loss is None:
-            return
-        self.check(step, norm)
-        mean = torch.stack(self.losses).mean().item()
-        self.losses.clear()
-        elapsed, each = time.perf_counter() - self.begin, self.settings.batch_size * self.settings.seq_len
-        rate = (step - self.first) * each / elapsed
-        row = Progress(
-            step=step,
-            tokens=step * each,
-            loss=mean,
-            lr=lr,
-            seconds=self.seconds,
-            tokens_per_second=rate,
-            utilisation=rate / self.peak_tokens,
-            seconds_left=(self.settings.steps - step) * each / rate,
-            grad_norm=float(norm),
-            valid_loss=valid_loss,
-        )
-        if self.window:
-            counts = torch.stack(tuple(self.window)).sum(0)
-            row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
-            row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
-            row.load_window = len(self.window)
-        try:
-            self.file.write(json.dumps(asdict(row), allow_nan=False) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise MoemlaError(f"cannot write {self.path}: {why(error)}") from error
-        if self.on_progress is not None:
-            self.on_progress(row)
-
-
-def _rows(path: Path) -> list[dict]:
-    """The rows, without the last one if a killed process left it without its end."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError) as error:
-        raise MoemlaError(f"{path} cannot be read: {error}") from error
-
-
-def read_metrics(run: str | os.PathLike) -> list[Progress]:
-    """The rows of a run's metrics.jsonl. MoemlaError where there is none. Built in chapter 13."""
-    known = {field.name for field in fields(Progress)}
-    rows = _rows(Path(run) / "metrics.jsonl")
-    return [Progress(**{key: value for key, value in row.items() if key in known}) for row in rows]

@@ -10,10 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import moemla
 from moemla.balancing import Balancer
+from moemla.config import TrainConfig
 from moemla.model import LanguageModel, unwrapped
 from moemla.optim import make_optimizers
 from moemla.routing import Router, record_routing
-from moemla.training import TrainConfig, train_step
+from moemla.training import train_step
 from tests.helpers import model_of, tokens_of
 
 ROWS, STEPS = 12, 2  # rows of a step on all ranks together; steps

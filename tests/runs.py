@@ -7,11 +7,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from moemla.config import ModelConfig
+from moemla.config import ModelConfig, TrainConfig
 from moemla.data import prepare
 from moemla.errors import MoemlaError
 from moemla.tokenizer import EOT
-from moemla.training import TrainConfig
 
 NAMES = ("Tom", "Mia", "Sam", "Lily", "Ben", "Anna")
 PLACES = ("park", "forest", "garden", "shop", "river")

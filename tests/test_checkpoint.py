@@ -19,8 +19,9 @@ from moemla.checkpoint import checkpoints, load, load_checkpoint, newest, read_j
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
+from moemla.runs import read_metrics
 from moemla.tokenizer import Tokenizer
-from moemla.training import read_metrics, train
+from moemla.training import train
 from tests.runs import STORIES, code_of, files_in, fork, make_data, micro, quick, wait_for
 
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json"}

@@ -24,8 +24,8 @@ from moemla.cli import COMMANDS, LiveLine, clock, main, print_json
 from moemla.errors import MoemlaError
 from moemla.evaluation import evaluate
 from moemla.model import LanguageModel
+from moemla.runs import read_metrics
 from moemla.tokenizer import Tokenizer
-from moemla.training import read_metrics
 from tests.runs import STORIES, files_in, text_of, wait_for, write_texts
 
 SMALL = ["--batch-size", "2", "--seq-len", "16", "--log-every", "1", "--warmup", "1"]

@@ -14,15 +14,17 @@ import torch
 from moemla import data as data_module, training
 from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import _sum_of, best_of, checkpoints, data_folder, load
-from moemla.config import ADDED, VERSION, ModelConfig
+from moemla.config import ADDED, VERSION, ModelConfig, TrainConfig
 from moemla.data import Batches, TokenShard, prepare, read_stories
 from moemla.errors import DataError, MoemlaError
 from moemla.evaluation import evaluate
+from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import record_routing
+from moemla.runs import Progress, read_metrics
 from moemla.tokenizer import Tokenizer
-from moemla.training import Progress, TrainConfig, matmul_rate, read_metrics, train, train_step
+from moemla.training import train, train_step
 from tests.helpers import close, model_of, tokens_of
 from tests.runs import code_of, files_in, fork, make_data, micro, quick, wait_for, write_texts
 
