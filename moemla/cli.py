@@ -159,9 +159,9 @@ class Evaluate:
 
     def __call__(self) -> None:
         from moemla.checkpoint import data_folder, load
-        from moemla.data import read_stories
         from moemla.evaluation import evaluate
         from moemla.files import read_json
+        from moemla.text import read_stories
 
         model, tokenizer = load(self.run, device_of(self.device))
         if tokenizer is None:

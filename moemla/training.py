@@ -14,7 +14,6 @@ import torch
 from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
 from moemla.config import ModelConfig, TrainConfig, require, stored_fields
-from moemla.data import Batches, TokenShard, check_tokenizer
 from moemla.devices import default_device, undisturbed, usable_device
 from moemla.errors import DataError
 from moemla.files import claimed, read_json
@@ -23,6 +22,7 @@ from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import Routing, record_routing
 from moemla.runs import Log, Progress, Run
+from moemla.shards import Batches, TokenShard, check_tokenizer
 from moemla.tokenizer import Tokenizer
 
 VALID_TOKENS = 65_536  # at most, scored at each validation

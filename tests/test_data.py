@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from moemla import data
-from moemla.data import Batches, TokenShard, check_tokenizer, fetch_hub, prepare, read_stories, write_shard
+from moemla import data, text as text_module
+from moemla.data import prepare
 from moemla.errors import DataError, MoemlaError
+from moemla.shards import Batches, TokenShard, check_tokenizer, write_shard
+from moemla.text import fetch_hub, read_stories
 from moemla.tokenizer import EOT, Tokenizer
 
 STORIES = [
@@ -150,7 +152,7 @@ def hub(monkeypatch):
 
     def install(rows, alive=None):
         hub = Hub(rows, alive)
-        monkeypatch.setattr(data, "_knock_at_the_hub", lambda: None)
+        monkeypatch.setattr(text_module, "_knock_at_the_hub", lambda: None)
         monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
         return hub
 

@@ -79,7 +79,7 @@ def test_type_checkers_see_the_same_names():
 
 
 def hub():
-    from moemla.data import hub_stories
+    from moemla.text import hub_stories
 
     next(hub_stories("train", 1))
 

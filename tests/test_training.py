@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from moemla import data as data_module, training
+from moemla import training
 from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import _sum_of, best_of, checkpoints, data_folder, load
 from moemla.config import ADDED, VERSION, ModelConfig, TrainConfig
-from moemla.data import Batches, TokenShard, prepare, read_stories
+from moemla.data import prepare
 from moemla.errors import DataError, MoemlaError
 from moemla.evaluation import evaluate
 from moemla.measuring import matmul_rate
@@ -23,6 +23,8 @@ from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import record_routing
 from moemla.runs import Progress, read_metrics
+from moemla.shards import Batches, TokenShard, write_shard
+from moemla.text import read_stories
 from moemla.tokenizer import Tokenizer
 from moemla.training import train, train_step
 from tests.helpers import close, model_of, tokens_of
@@ -451,7 +453,7 @@ def test_text_too_short_for_a_window_leaves_no_run(tmp_path, data):
     tokenizer = Tokenizer.load(data / "tokenizer.json")
     for name in ("tokenizer.json", "data.json"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
-    data_module.write_shard(tmp_path / "train.bin", tokenizer, [[5, 6, 7]])
+    write_shard(tmp_path / "train.bin", tokenizer, [[5, 6, 7]])
     with pytest.raises(DataError, match="4 tokens"):
         train(micro(), quick(2), tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -714,7 +714,7 @@ MUSEUM = (
     Mutant(
         "flipped-bit-passes",
         "A bit that flipped on the disk is trained on: the tokens' checksum is not compared.",
-        "data",
+        "shards",
         "if of_tokens not in (None, found):",
         "if False:",
         "test_data.py",
@@ -723,7 +723,7 @@ MUSEUM = (
     Mutant(
         "ids-beyond-vocabulary-pass",
         "Token ids beyond the vocabulary reach the embedding.",
-        "data",
+        "shards",
         '>= self.vocab_size:\n            raise self._damaged(f"token',
         '> 65_535:\n            raise self._damaged(f"token',
         "test_data.py",

@@ -23,12 +23,12 @@ import torch
 from moemla import complexity
 from moemla.checkpoint import checkpoints
 from moemla.config import ModelConfig, TrainConfig
-from moemla.data import read_stories
 from moemla.errors import Diverged, MoemlaError
 from moemla.evaluation import evaluate
 from moemla.experiments.ten_minutes import counted, prepared
 from moemla.results import Result, ResultError, comparable, folder_for, run_cells
 from moemla.runs import read_metrics
+from moemla.text import read_stories
 from moemla.tokenizer import Tokenizer
 from moemla.training import train
 

@@ -17,14 +17,16 @@ import torch
 
 from moemla.checkpoint import load
 from moemla.config import ModelConfig, TrainConfig
-from moemla.data import DEFAULT_STORIES, VALID_STORIES, TokenShard, prepare, read_stories
+from moemla.data import DEFAULT_STORIES, VALID_STORIES, prepare
 from moemla.evaluation import agreement_accuracy, bits_per_byte, evaluate, shuffle_sentences
 from moemla.files import read_json
 from moemla.generation import generate
 from moemla.ngrams import NGram
 from moemla.results import WORK, Result, cell_key, folder_for, run_cells
 from moemla.runs import read_metrics
+from moemla.shards import TokenShard
 from moemla.stories import stories
+from moemla.text import read_stories
 from moemla.tokenizer import Tokenizer
 from moemla.training import train
 
