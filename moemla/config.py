@@ -257,6 +257,25 @@ class ModelConfig:
         return cls(**stored_fields("ModelConfig", [field.name for field in fields(cls)], values))
 
 
+def setting(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE as the name of a field of `ModelConfig` and a value of its type. Built in chapter 13.
+
+    ValueError for a field that does not exist, or a value of another type.
+    """
+    name, _, value = text.partition("=")
+    kinds = {field.name: field.type for field in fields(ModelConfig)}
+    require(name in kinds and bool(value), "set", text, f"FIELD=VALUE, a field being one of {', '.join(kinds)}")
+    kind = next(kind for kind in (bool, int, float, str) if kinds[name] in (kind, kind | None))
+    words = {"a whole number": int, "a number": float, "True or False": bool}
+    try:
+        if kind is bool:
+            return name, {"true": True, "false": False}[value.lower()]
+        return name, kind(value)
+    except (ValueError, KeyError):
+        right = next(word for word, meant in words.items() if meant is kind)
+        raise ValueError(f"set={text!r}: {name} must be {right}") from None
+
+
 def fine_width(d_model: int) -> int:
     """Expert width F = d/16 in multiples of 8: then 64 experts hold what one dense FFN of 4d holds (audit of Table 2).
 

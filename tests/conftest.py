@@ -27,8 +27,8 @@ import tools.typecheck  # noqa: F401  (the hook takes it by its name)
 
 assert "moemla" not in sys.modules, "moemla was imported before the hook that checks its signatures"
 # All but the kernels: Triton compiles their source as it stands, without what the hook would add.
-MODULES = [f"moemla.{path.stem}" for path in (Path(__file__).parent.parent / "moemla").glob("[!_]*.py")]
-jaxtyping.install_import_hook([*MODULES, "moemla.experiments", "moemla.checks"], "tools.typecheck.check")
+PARTS = [path.stem for path in (Path(__file__).parent.parent / "moemla").glob("[!_]*") if path.stem != "kernels"]
+jaxtyping.install_import_hook([f"moemla.{part}" for part in PARTS], "tools.typecheck.check")
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,9 @@ import torch
 import moemla
 from moemla import checkpoint, generation
 from moemla.checkpoint import checkpoints, load
-from moemla.cli import COMMANDS, LiveLine, clock, main, print_json
+from moemla.cli import main
+from moemla.commands import COMMANDS
+from moemla.commands.terminal import LiveLine, clock, print_json
 from moemla.errors import MoemlaError
 from moemla.evaluation import evaluate
 from moemla.model import LanguageModel

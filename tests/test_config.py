@@ -4,12 +4,13 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import re
 
 import pytest
 import torch
 
 from moemla import complexity, config
-from moemla.config import SIZES, VARIANTS, ModelConfig
+from moemla.config import SIZES, VARIANTS, ModelConfig, setting
 from moemla.model import LanguageModel
 
 PAPER_SIZES = ("XS", "S", "M", "L", "XL")
@@ -291,3 +292,32 @@ def test_cache_bytes_of_config_equal_storage():
         config = ModelConfig.preset("tiny", form, vocab_size=50, max_seq_len=16)
         cache = LanguageModel(config, device="meta").new_cache(2, 16, dtype=torch.bfloat16)
         assert cache.bytes_per_token() == complexity.cache_bytes_per_token(config, dtype_bytes=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("n_experts=14", ("n_experts", 14)),
+        ("rope_theta=5e5", ("rope_theta", 5e5)),
+        ("renormalise=false", ("renormalise", False)),
+        ("cache=hybrid", ("cache", "hybrid")),
+        ("latent_dim=32", ("latent_dim", 32)),
+    ],
+)
+def test_any_field_is_set_by_its_name(text, expected):
+    assert setting(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("experts=14", "set='experts=14': FIELD=VALUE"),
+        ("n_experts", "FIELD=VALUE"),
+        ("n_experts=many", "n_experts must be a whole number"),
+        ("dropout=x", "dropout must be a number"),
+        ("bias=1", "bias must be True or False"),
+    ],
+)
+def test_what_cannot_be_set_is_named(text, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        setting(text)

@@ -1,0 +1,21 @@
+"""The commands, one a module: a dataclass whose fields are the options and whose call does the work."""
+
+from moemla.commands.bench import Bench
+from moemla.commands.claims import Claims
+from moemla.commands.evaluate import Evaluate
+from moemla.commands.experiment import Experiment
+from moemla.commands.export import Export
+from moemla.commands.generate import Generate
+from moemla.commands.prepare import Prepare
+from moemla.commands.train import Train
+
+COMMANDS = {
+    "prepare": Prepare,
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "export": Export,
+    "experiment": Experiment,
+    "bench": Bench,
+    "claims": Claims,
+}

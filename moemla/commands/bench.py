@@ -1,0 +1,83 @@
+"""`moemla bench`: measures this machine."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from moemla.commands.terminal import Flag, print_json
+from moemla.config import MATCHES, SIZES, VARIANTS, require
+
+
+@dataclass
+class Bench:
+    """Measures this machine: training, decoding, experts or attention, beside a peer and a limit. Built in chapter 14.
+
+    Each row has the limit that binds: matrix products, bytes, or the number of operations.
+    """
+
+    what: tyro.conf.Positional[Literal["train", "decode", "moe", "attention"]]
+    size: Literal[tuple(SIZES)] = "tiny"
+    variant: Literal[VARIANTS] = "moe-mla-decoupled"
+    matched: Literal[MATCHES] = "parameters"
+    d_expert: int | None = None
+    """Width of an expert; default: as --matched says."""
+    vocab_size: int = 4096
+    against: Literal["transformers"] | None = None
+    """Measure DeepseekV3 of transformers with the same weights too; takes SwiGLU, RMSNorm and no biases for both."""
+    device: str | None = None
+    """cpu, cuda; default: the GPU if there is one."""
+    dtype: Literal["float32", "bf16", "fp16"] = "float32"
+    batch_size: int | None = None
+    """Sequences; default 8 in training, else 1."""
+    seq_len: int = 256
+    """Tokens of a sequence (train), or held in the cache before the first new one (decode)."""
+    tokens: tuple[int, ...] = ()
+    """moe: tokens at once (default 1 16 256 4096); attention: cache lengths (default 128 512 2048)."""
+    backends: tuple[Literal["auto", "masked", "loop", "grouped", "gather", "triton"], ...] = ("auto",)
+    """train: back ends of the experts, each measured."""
+    compiled: bool | None = None
+    """train, decode: a row under torch.compile too. Default: in decode, which it makes several times faster."""
+    seconds: float = 2.0
+    """For each program measured."""
+    json: Flag[bool] = False
+    """Print the result as one JSON object."""
+    folder: Path | None = None
+    """Keep the result in this folder, one JSON file with where it comes from."""
+
+    def __call__(self) -> None:
+        from moemla import bench
+
+        require(
+            0 <= self.seconds < math.inf, "seconds", self.seconds, "must be a number, 0 (the fewest passes) or more"
+        )
+        result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
+        if self.folder is not None:
+            from moemla import results
+
+            print(f"kept in {results.write(result, self.folder)}", file=sys.stderr)
+        if self.json:
+            print_json({"settings": result.settings, "measures": result.measures})
+            return
+        table(result.measures["rows"])
+
+
+def table(rows: list[dict]) -> None:
+    """Prints the rows of a bench, a block for each case; * marks its fastest program. Built in chapter 14."""
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["case"]] = min(best.get(row["case"], math.inf), row["seconds"])
+    shown = None
+    for row in rows:
+        seconds, limit = row["seconds"], row["limit"]
+        if row["case"] != shown:
+            shown = row["case"]
+            print(f"{shown:32}        ms  spread    tokens/s  limit, ms  binds")
+        mark = "*" if seconds == best[shown] else " "
+        print(
+            f"  {mark} {row['program']:28} {1e3 * seconds:9.3f}  {row['spread']:6.0%}  {row['tokens'] / seconds:10,.0f}"
+            f"  {1e3 * limit:9.3f}  {row['binds']}"
+        )

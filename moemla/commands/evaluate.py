@@ -1,0 +1,57 @@
+"""`moemla evaluate`: scores a run on stories."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from moemla.commands.terminal import Flag, device_of, print_json
+from moemla.errors import MoemlaError
+
+
+@dataclass
+class Evaluate:
+    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts. Built in chapter 5."""
+
+    run: Path
+    """Folder of a run, or of a saved model with its tokenizer."""
+    text: Path | None = None
+    """Stories with a line <|endoftext|> between them; default: the validation text of the run's data."""
+    context: int | None = None
+    """Tokens a story is scored in at a time; default: the sequence length of the training."""
+    json: Flag[bool] = False
+    """Print one JSON object."""
+    device: str | None = None
+    """cpu, cuda, cuda:1; default: the GPU if there is one."""
+
+    def __call__(self) -> None:
+        from moemla.checkpoint import data_folder, load
+        from moemla.evaluation import evaluate
+        from moemla.files import read_json
+        from moemla.text import read_stories
+
+        model, tokenizer = load(self.run, device_of(self.device))
+        if tokenizer is None:
+            raise MoemlaError(f"{self.run} has no tokenizer.json")
+        facts, text, context = self.run / "train.json", self.text, self.context
+        if facts.is_file():
+            settings = read_json(facts)
+            text = text or data_folder(self.run) / "valid.txt"
+            context = settings["train"]["seq_len"] if context is None else context
+        if text is None or not text.is_file():
+            missing = "" if text is None else f"{text} is not there from here; "
+            raise MoemlaError(f"{missing}name the stories to score with --text FILE")
+        found = evaluate(model, tokenizer, read_stories(text), context)
+        if self.json:
+            print_json(found.to_dict())
+            if math.isinf(found.perplexity):
+                print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
+            return
+        print(f"{found.stories:,} stories, {found.tokens:,} tokens, {found.bytes:,} bytes")
+        print(f"{found.nats_per_token:.4f} nats per token, perplexity {found.perplexity:.3f}")
+        print(f"{found.bits_per_byte:.4f} bits per byte")
+        if found.load_cv is not None:
+            print(
+                f"load of the experts over {found.tokens:,} tokens: CV {found.load_cv:.3f} (uniform routing shows "
+                f"{found.load_cv_floor:.3f}), MaxVio {found.load_max_violation:.2f}, dead experts {found.dead_experts}"
+            )
