@@ -1,7 +1,7 @@
 """The command `moemla`: from text to a trained model and back to text.
 
 Exit codes: 0 done, 1 the work failed (one line says why; `--debug` shows the traceback), 2 wrong usage, 130
-interrupted.
+interrupted. Built in chapter 13.
 """
 
 import io
@@ -43,7 +43,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 @_warnings_in_one_line()
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Built in chapter 13."""
+    """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
         print(f"moemla {__version__}")

@@ -1,7 +1,7 @@
 """One configuration for every model of the book and one for every training: fields, checks, the paper's sizes.
 
 Needs no torch. A field left at None is filled in from the others when the config is made, so a finished config holds
-plain values only.
+plain values only. Built in chapter 5.
 """
 
 import math
@@ -44,13 +44,13 @@ ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which fas
 
 
 def require(condition: bool, field: str, value: Any, right: str) -> None:
-    """Raises ValueError naming the field, its value and what would be right. Built in chapter 5."""
+    """Raises ValueError naming the field, its value and what would be right."""
     if not condition:
         raise ValueError(f"{field}={value!r}: {right}")
 
 
 def require_count(field: str, value: Any) -> None:
-    """`require` for a whole number of at least 1. Built in chapter 5."""
+    """`require` for a whole number of at least 1."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= 1, field, value, "must be a whole number of at least 1")
 
@@ -74,8 +74,7 @@ def stored_fields(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of one language model, checked when it is made. Built in chapter 5; every chapter adds its
-    fields.
+    """The architecture of one language model, checked when it is made; every chapter adds its fields.
 
     Widths are counts of numbers, not bytes. `n_experts` counts the routed experts (the paper's N_r = 62), `n_shared`
     those that every token passes (N_s = 2), `top_k` the routed experts a token takes (k = 6). None means "follows from
@@ -246,14 +245,12 @@ class ModelConfig:
         return _reference(type(self), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, ready for JSON. Built in chapter 5."""
+        """All fields as plain values, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`, and of a file's "version"; ValueError for a field that does not exist. Built in
-        chapter 5.
-        """
+        """The inverse of `to_dict`, and of a file's "version"; ValueError for a field that does not exist."""
         return cls(**stored_fields("ModelConfig", [field.name for field in fields(cls)], values))
 
 
@@ -322,7 +319,7 @@ def _match_flops(cls, given: dict[str, Any], changes: dict[str, Any]) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
+    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores."""
 
     steps: int = 1000
     batch_size: int = 16  # sequences a step

@@ -1,4 +1,4 @@
-"""Sampling: one token after another, with a cache or without; the same tokens either way."""
+"""Sampling: one token after another, with a cache or without; the same tokens either way. Built in chapter 5."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,7 @@ SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, anoth
 
 
 def whole(model: nn.Module) -> LanguageModel:
-    """The LanguageModel, taken out of DDP or torch.compile; ValueError for one that FSDP2 has sharded.
-
-    Built in chapter 5.
-    """
+    """The LanguageModel, taken out of DDP or torch.compile; ValueError for one that FSDP2 has sharded."""
     model = unwrapped(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise ValueError("model: sharded by FSDP2; call model.save(folder) on every rank and moemla.load(folder) it")
@@ -52,7 +49,7 @@ def check_sampling(temperature: float, top_k: int | None = None, top_p: float | 
 def filter_logits(
     logits: Float[Tensor, "b v"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "b v"]:
-    """Log-probabilities (B, V) to sample from, in float64. Built in chapter 5.
+    """Log-probabilities (B, V) to sample from, in float64.
 
     Divided by the temperature; then all but the `top_k` likeliest are ruled out, then all but the smallest set that
     holds `top_p` of the probability. ValueError for a temperature that is not above 0, top_k below 1 or top_p outside
@@ -100,18 +97,18 @@ def generate(
     on_token: Callable[[list[int | None]], None] | None = None,
     compiled: bool = False,
 ) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
-    """Continues prompts: a tensor (B, T) or a list of 1-D prompts of any lengths; returns prompt and continuation, of
-    the same kind.
+    """Continues prompts, a tensor (B, T) or a list of 1-D prompts of any lengths.
 
-    temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b or with seed[b], so a story does
-    not depend on its neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is
-    called at each step with a token for each row, None for a row that has ended. A row ends early at max_seq_len.
+    Returns prompt and continuation, of the same kind. temperature 0 is greedy. Row b draws from its own generator,
+    seeded with seed + b or with seed[b], so a story does not depend on its neighbours. `stop` ends a row (the token is
+    kept; a tensor is filled up with it). `on_token` is called at each step with a token for each row, None for a row
+    that has ended. A row ends early at max_seq_len.
     `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed (and the
     first token again, to see whether the cache is this model's), and the cache stays as it was, for the next call.
     `compiled` runs single tokens through torch.compile: a few times faster on small models, after up to a minute at the
     first call; rows that have ended are computed along, for a graph of one size. ValueError for an empty prompt, one
     with no room left, a token outside the vocabulary, or a cache that holds more than a prompt's beginning, another
-    text, or another model's numbers; MoemlaError for logits that are not finite. Built in chapter 5.
+    text, or another model's numbers; MoemlaError for logits that are not finite.
     """
     model = whole(model)
     prompts = list(tokens)
@@ -218,8 +215,10 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
 
 
 def _turn_back(cache: Cache, ended: set[int]) -> None:
-    """Makes room for rows that are computed along: one that stands at the cache's end goes back. What it holds does not
-    matter, but rows of unequal length must not become equal, for which other code would be compiled.
+    """Makes room for rows that are computed along: one that stands at the cache's end goes back.
+
+    What it holds does not matter, but rows of unequal length must not become equal, for which other code would be
+    compiled.
     """
     for row in ended:
         if cache.lengths[row] == cache.max_len:
@@ -230,8 +229,9 @@ def _turn_back(cache: Cache, ended: set[int]) -> None:
 def _next_logits(
     model: LanguageModel, texts: list[list[int]], cache: Cache | None, compiled: bool, ended: set[int]
 ) -> Float[Tensor, "b v"]:
-    """Logits (B, V) behind each text; with a cache only of what it does not hold yet, and anything behind those that
-    have ended: they repeat a token.
+    """Logits (B, V) behind each text, and anything behind those that have ended: they repeat a token.
+
+    With a cache only what it does not hold yet is computed.
     """
     held = cache.lengths if cache is not None else [0] * len(texts)
     new = [

@@ -3,7 +3,7 @@
 Two forms. The paper's (`MultiHeadLatentAttention`) has one latent for K and one for V, shared by the heads, and turns
 the rebuilt keys: the turn stands between query and W^Kr, so K has to be rebuilt at every step; V does not (sum the
 latents first, then W^Vr). DeepSeek-V2's (`DecoupledLatentAttention`) has one latent for both and a small rotated key
-beside it, so that neither is rebuilt.
+beside it, so that neither is rebuilt. Built in chapter 3.
 """
 
 import torch
@@ -20,7 +20,7 @@ from moemla.rope import RotaryEmbedding
 
 
 def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj: nn.Linear) -> Float[Tensor, "b t d"]:
-    """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O. Built in chapter 3.
+    """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O.
 
     Exact because attention weights sum to one, so that v_up's bias passes through. Dropped weights do not sum to one:
     with a bias it is then wrong.
@@ -33,7 +33,7 @@ def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj
 def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
     """Whether to absorb: as asked, else for a single new token.
 
-    ValueError for training with dropout. Built in chapter 3.
+    ValueError for training with dropout.
     """
     lossy = module.training and module.dropout > 0
     if absorb and lossy:
@@ -44,8 +44,7 @@ def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
 
 
 class MultiHeadLatentAttention(Layer):
-    """The paper's latent attention with rotary positions, (B, T, D) -> (B, T, D): eqs. 13-14. Built in chapter 3; RoPE
-    in chapter 4.
+    """The paper's latent attention (eqs. 13-14), (B, T, D) -> (B, T, D). Built in chapter 3; RoPE in chapter 4.
 
     K_h = RoPE((x W^Kc) W^Kr_h), V_h = (x W^Vc) W^Vr_h; W^Kc and W^Vc are D x R and shared by the heads. With a layer of
     a `LatentCache` 2 R numbers a token are kept, with one of a `HybridCache` the rotated keys and the V latent.

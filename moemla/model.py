@@ -1,6 +1,6 @@
-"""The language model: pre-norm blocks of attention and feed-forward (eqs.
+"""The language model: pre-norm blocks of attention and feed-forward between a token table and its transpose.
 
-11-12) between a token table and its transpose.
+A block is eqs. 11-12. Built in chapter 5.
 """
 
 import os
@@ -70,9 +70,9 @@ def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
 
 
 class Block(Layer):
-    """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D): eqs.
+    """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D).
 
-    11-12. `layer` is its number, from 0: the first `n_dense_layers` have no experts. Built in chapter 5.
+    `layer` is its number, from 0: the first `n_dense_layers` have no experts.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class LanguageModel(Layer):
 
     @property
     def tied(self) -> bool:
-        """Whether head and embedding are one table now, whatever the config said. Built in chapter 5."""
+        """Whether head and embedding are one table now, whatever the config said."""
         return same_storage(self.head.weight, self.embedding.weight)
 
     def _apply(self, fn, recurse=True):
@@ -176,9 +176,12 @@ class LanguageModel(Layer):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """GPT-2's: normal, std 0.02; matrices that write to the residual stream smaller by sqrt(2 L), there being 2 L
-        of them. W^Kr and W^Vr have 1 / sqrt(R): the product of down and up then starts as multi-head attention's one
-        matrix does, and not 0.02 sqrt(R) times as small. (The decoupled form has a norm between the two.)
+        """GPT-2's initial weights: normal, std 0.02; W^Kr and W^Vr of the paper's form have 1 / sqrt(R).
+
+        The 2 L matrices that write to the residual stream are smaller by sqrt(2 L). With 1 / sqrt(R) the product of
+        down and up starts as multi-head attention's one matrix does, and not 0.02 sqrt(R) times as small. (The
+        decoupled form has a norm between the two.) Experts and router draw their own first, so that they can be used
+        alone; here they are drawn again, and the first draw stays: without it a seed would give other weights.
         """
         paper = self.config.attention == "mla"
         residual = INIT_STD / (2 * self.config.n_layers) ** 0.5
@@ -227,7 +230,7 @@ class LanguageModel(Layer):
     def features(
         self, tokens: Int[Tensor, "b t"], *, cache: Cache | None = None, lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s. Built in chapter 5."""
+        """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s."""
         require_known(tokens.device)
         if tokens.dim() != 2:
             raise ValueError(f"tokens of shape {tuple(tokens.shape)}: give (B, T)")
@@ -262,7 +265,7 @@ class LanguageModel(Layer):
         return self.norm(x)
 
     def next_logits(self, tokens: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b v"]:
-        """Logits behind the last of the tokens (B, T): (B, V). Built in chapter 5."""
+        """Logits behind the last of the tokens (B, T): (B, V)."""
         return self.head(self.features(tokens, cache=cache)[:, -1])
 
     @property
@@ -302,7 +305,7 @@ class LanguageModel(Layer):
         ]
 
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
-        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5.
+        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`.
 
         A head that is no longer the embedding is written too, and the config says so: tie_embeddings is what is true.
         Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2 every rank calls it, and the first one writes.

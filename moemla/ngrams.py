@@ -11,6 +11,7 @@ unseen context p_m = p_{m-1}. So p_m(. | c) sums to one over the vocabulary for 
 the story before, and EOT, which stands first in each story, is a context but never a prediction.
 
 Notable: no dictionaries. An n-gram is one 64-bit number, counting is sorting, looking up is a binary search.
+Built in chapter 1.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class _Table:
 
 
 class NGram:
-    """A counted model of `order` tokens (2: bigram) over `vocab_size` ids. Built in chapter 1.
+    """A counted model of `order` tokens (2: bigram) over `vocab_size` ids.
 
     order times the bits of an id must be at most 64: a 4-gram for any 16-bit ids, a 5-gram for 4,096 of them.
     """

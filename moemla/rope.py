@@ -1,4 +1,7 @@
-"""Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10)."""
+"""Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10).
+
+Built in chapter 4.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +13,7 @@ from moemla.devices import at_least_float32
 
 
 def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
-    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4.
+    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64.
 
     ValueError for a width that is not even, or a theta that is not a finite number above 1.
     """
@@ -23,12 +26,11 @@ def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
 def apply_rope(
     x: Float[Tensor, "b h t k"], cos: Float[Tensor, "c t half"], sin: Float[Tensor, "c t half"], layout: str = "halves"
 ) -> Float[Tensor, "b h t k"]:
-    """R_{Theta, m} x_m of eq. 9: turns each pair of x by the angle whose cosine and sine are given; the result has x's
-    dtype.
+    """R_{Theta, m} x_m of eq. 9: turns each pair of x by the angle whose cosine and sine are given.
 
-    x (B, H, T, K); cos and sin (B or 1, T, K/2). layout "halves" pairs dimension i with i + K/2, "interleaved" 2i with
-    2i + 1; the two differ by a fixed permutation of the dimensions, so weights made for one are wrong for the other.
-    Built in chapter 4.
+    x (B, H, T, K), and so is the result, in x's dtype; cos and sin (B or 1, T, K/2). layout "halves" pairs dimension i
+    with i + K/2, "interleaved" 2i with 2i + 1; the two differ by a fixed permutation of the dimensions, so weights made
+    for one are wrong for the other.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if layout == "halves":
@@ -43,7 +45,7 @@ def apply_rope(
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer. Built in chapter 4.
+    """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer.
 
     The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
     are computed again when the module moves, and are no part of a checkpoint. With `learnable` the frequencies are a

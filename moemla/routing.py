@@ -2,7 +2,7 @@
 
 Two scores decide two things. The *biased* score picks the experts; the *plain* score weighs them. Algorithm 1 of the
 paper uses the biased one for both (`bias_in_gate=True`); Wang et al. (arXiv 2408.15664), from whom the bias comes, keep
-it out of the gate.
+it out of the gate. Built in chapter 6.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from moemla.devices import at_least_float32
 
 @dataclass
 class Routing:
-    """What the router decided for N tokens. Built in chapter 6.
+    """What the router decided for N tokens.
 
     index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
     for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None; counted: the counts,
@@ -39,7 +39,7 @@ class Routing:
 
     @property
     def counts(self) -> Int[Tensor, "e"]:
-        """Tokens for each expert (E,), padding left out. Built in chapter 6."""
+        """Tokens for each expert (E,), padding left out."""
         if self.counted is not None:
             return self.counted
         one = torch.ones_like(self.index)
@@ -49,7 +49,7 @@ class Routing:
         return counts.scatter_add(0, self.index.flatten(), one.flatten())
 
     def detach(self) -> "Routing":
-        """The same numbers without the pass that made them: for looking at. Built in chapter 6."""
+        """The same numbers without the pass that made them: for looking at."""
         gate, probabilities, logits = self.gate.detach(), self.probabilities.detach(), self.logits.detach()
         return Routing(self.index, gate, probabilities, logits, self.valid, self.counted, detached=True)
 
@@ -130,7 +130,7 @@ def _score(logits: Tensor, scores: str) -> Tensor:
 
 
 class Router(nn.Module):
-    """W_g and the balancing bias b: (N, D) -> Routing. Built in chapter 6.
+    """W_g and the balancing bias b: (N, D) -> Routing.
 
     Both are float32 whatever the rest of the model is (float64 in a float64 model), and so is all that is computed from
     them: near 4 a 16-bit float has steps of 0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer:
@@ -173,8 +173,9 @@ class Router(nn.Module):
         self.recorded_with_gradients = False
 
     def watch_margins(self, on: bool = True, bins: int = 1000) -> None:
-        """Whether training passes also sum up `margin_histogram`. ValueError unless scores are sigmoid and the bias is
-        for selection only: other scores have no fixed range.
+        """Whether training passes also sum up `margin_histogram`.
+
+        ValueError unless scores are sigmoid and the bias is for selection only: other scores have no fixed range.
         """
         if on and (self.how["scores"] != "sigmoid" or self.how["bias_in_gate"]):
             raise ValueError(

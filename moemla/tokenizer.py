@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE trained on the stories, or GPT-2's vocabulary, both offline.
 
 Byte-level: every one of the 256 bytes is a token, so every text can be written and nothing is "unknown".
-`<|endoftext|>` (EOT) is a token of its own that no text can produce; it stands before each story.
+`<|endoftext|>` (EOT) is a token of its own that no text can produce; it stands before each story. Built in chapter 1.
 """
 
 import codecs
@@ -32,7 +32,7 @@ GPT2_SHA256 = {
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """`ValueError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
+    """`ValueError` for a size without room for the bytes, or beyond 16-bit ids."""
     if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
         raise ValueError(f"vocab_size={vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
 
@@ -107,7 +107,7 @@ def _foreign(state: dict[str, Any], eot: int) -> str | None:
 
 
 class Tokenizer:
-    """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`. Built in chapter 1.
+    """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`.
 
     `vocab_size` counts every token, EOT among them; `eot` is EOT's id; `hash` names the tokenizer (sha256
     in hex) and depends only on vocabulary, merges and pre-tokeniser, so it survives `save` and `load`. What else in

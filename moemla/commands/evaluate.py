@@ -1,4 +1,4 @@
-"""`moemla evaluate`: scores a run on stories."""
+"""`moemla evaluate`: scores a run on stories. Built in chapter 5."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from moemla.errors import MoemlaError
 
 @dataclass
 class Evaluate:
-    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts. Built in chapter 5."""
+    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts."""
 
     run: Path
     """Folder of a run, or of a saved model with its tokenizer."""

@@ -1,4 +1,4 @@
-"""`moemla export`: a run as a folder to give away."""
+"""`moemla export`: a run as a folder to give away. Built in chapter 14."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass
 class Export:
-    """Weights, config and tokenizer of a run as a folder to give away. Built in chapter 14.
+    """Weights, config and tokenizer of a run as a folder to give away.
 
     For the decoupled form with RMSNorm, SwiGLU, sigmoid scores and no biases one that `transformers` loads as
     DeepseekV3, without this package; for others one that `moemla.load` reads.

@@ -1,4 +1,4 @@
-"""`moemla prepare`: text to token shards."""
+"""`moemla prepare`: text to token shards. Built in chapter 1."""
 
 import sys
 import warnings
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass
 class Prepare:
-    """Text to token shards. Built in chapter 1.
+    """Text to token shards.
 
     Remembers what it has done: the same call again returns at once.
     """

@@ -1,4 +1,4 @@
-"""`moemla train`: trains a model on prepared data."""
+"""`moemla train`: trains a model on prepared data. Built in chapter 5."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS, TrainConfig, settin
 
 @dataclass
 class Train:
-    """Trains a model on prepared data; --resume goes on after an interruption. Built in chapter 5.
+    """Trains a model on prepared data; --resume goes on after an interruption.
 
     The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores.
     """

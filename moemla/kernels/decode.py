@@ -4,6 +4,7 @@
 turned to its positions and scored; the V latents are summed as they are (V absorbed). `joint_decode` is for the joint
 latent, where the query has been brought to the latent's space and nothing is rebuilt. Both cut the sequence into
 pieces that are worked on side by side, each with a softmax of its own; `_merge` joins them by their log-sum-exp.
+Built in chapter 12.
 """
 
 import torch
@@ -210,7 +211,7 @@ def latent_decode(
 
     weight (H K, R) and bias (H K,) make keys of the latents (W^Kr), cos and sin (at least S, K/2) turn them: slot s
     holds position s. lengths (B,): row b sees lengths[b] slots; without it all S. No gradient: for decode. ValueError
-    for shapes and types that do not fit. Built in chapter 12.
+    for shapes and types that do not fit.
     """
     batch, heads, width = q.shape
     n_slots, rank = k_latent.shape[1:]
@@ -251,11 +252,11 @@ def _(q, k_latent, v_latent, weight, bias, cos, sin, lengths, interleaved, scale
 
 @torch.library.custom_op("moemla::joint_decode", mutates_args=())
 def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, scale: float) -> Tensor:
-    """Attention-weighted latents (B, H, R) of one query a row, q (B, H, R + d_rope), over a joint cache
-    (B, S, R + d_rope): its rows are the keys, their first R numbers the values.
+    """Attention-weighted latents (B, H, R) of one query a row, over a joint cache.
 
+    q (B, H, R + d_rope), joint (B, S, R + d_rope): its rows are the keys, their first R numbers the values.
     lengths (B,): row b sees lengths[b] slots; without it all S. No gradient: for decode. ValueError for shapes and
-    types that do not fit. Built in chapter 12.
+    types that do not fit.
     """
     batch, heads, width = q.shape
     n_slots = joint.shape[1]

@@ -2,6 +2,7 @@
 
 A counting sort in two passes over the chosen experts. It is stable, uses no atomics, and nothing comes back to the
 host: the number of row tiles is bounded instead (M / BLOCK_M full ones, and one ragged tile for each expert).
+Built in chapter 11.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ BLOCK = 128  # slots of a program
 
 
 class Dispatch(NamedTuple):
-    """Where each slot went. Built in chapter 11.
+    """Where each slot went.
 
     order (M,): the slot in each row; place (M,): the row of each slot, -1 for an expert that does not exist;
     offsets (E + 1,): the first row of each expert, and the number of rows; tile_expert and tile_row (tiles,): expert
@@ -53,7 +54,7 @@ def _place(index, first, order, place, n_slots, n_experts, BLOCK: tl.constexpr, 
 
 
 def dispatch(index: Tensor, n_experts: int, block_m: int) -> Dispatch:
-    """index (N, A), the chosen experts -> `Dispatch` for tiles of `block_m` rows. Built in chapter 11."""
+    """index (N, A), the chosen experts -> `Dispatch` for tiles of `block_m` rows."""
     chosen = index.reshape(-1).contiguous()
     n_slots, like = chosen.numel(), dict(dtype=torch.int32, device=index.device)
     blocks = triton.cdiv(n_slots, BLOCK)

@@ -4,6 +4,7 @@ A program takes BLOCK_M rows of one expert and gathers their tokens while it mul
 the hidden layer before its activation, (M, F): neither the gathered tokens nor the experts' outputs. Where experts are
 narrow (F up to 64), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
 rows are then summed in their order: no atomics, the same sum each time. M = N A slots; products are summed in float32.
+Built in chapter 11.
 """
 
 import torch
@@ -157,9 +158,7 @@ def _hidden_backward(
     grad_row, TOP_K: tl.constexpr, KIND: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """With u = grad[token] w_out[e]^T: grad_z = gate act'(z) u, and a part of grad_gate = <act(z), u>, for BLOCK_F
-    columns.
-    """
+    """For BLOCK_F columns grad_z = gate act'(z) u and a part of grad_gate = <act(z), u>, u = grad[token] w_out[e]^T."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert >= n_experts:
         return
@@ -295,7 +294,7 @@ def routed_experts(
 ) -> list[Tensor]:
     """Eq. 2 as `moemla.experts.experts` has it: (N, D); behind it z (M, F or 2F) and the `Dispatch`, for the gradient.
 
-    ValueError for widths or types that do not fit. Built in chapter 11.
+    ValueError for widths or types that do not fit.
     """
     _check(x, w_in, w_out, index, gate, activation)
     (n_tokens, top_k), n_experts, width = index.shape, len(w_in), w_out.shape[1]

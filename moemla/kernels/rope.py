@@ -1,4 +1,7 @@
-"""Rotary positions in one pass: each pair of a head is read once, turned in float32 and written once."""
+"""Rotary positions in one pass: each pair of a head is read once, turned in float32 and written once.
+
+Built in chapter 10.
+"""
 
 import torch
 import triton
@@ -53,7 +56,6 @@ def rope(
     """Turns x (B, H, T, K) by its positions (B or 1, T), or first .. first + T - 1; the result lies as x does.
 
     cos and sin (S, K/2) float32. `inverse` turns back, which is the gradient. ValueError for widths that do not fit.
-    Built in chapter 10.
     """
     batch, heads, steps, width = x.shape
     if cos.shape != sin.shape or cos.dim() != 2 or 2 * cos.shape[1] != width:

@@ -1,6 +1,7 @@
 """The router in one pass over its logits: scores, biased top-k, gates and counts, without a matrix of anything else.
 
 A program holds BLOCK_N tokens by all experts, padded to a power of two: 62 experts are 64 lanes, two of them masked.
+Built in chapter 10.
 """
 
 import torch
@@ -123,7 +124,7 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logits (N, E), bias (E,) float32 -> gate (N, A), index (N, A) int64, plain scores (N, E), counts (E,) int64.
 
-    Of equal scores the first expert wins. ValueError for shapes and types that do not fit. Built in chapter 10.
+    Of equal scores the first expert wins. ValueError for shapes and types that do not fit.
     """
     n_tokens, n_experts = logits.shape
     if logits.dtype != torch.float32 or bias.dtype != torch.float32 or bias.shape != (n_experts,):

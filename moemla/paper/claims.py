@@ -3,7 +3,7 @@
 `claims.yml` holds what the paper prints and nothing else that is a number; what is computed comes from a
 function of `recount` (from the paper's settings) or `arithmetic` (from numbers that it prints), or from measured
 files in `results/`. The status of an arithmetic claim is not written down: it follows from the two numbers, the
-rounding of the printed digits, and whether the paper states what the computation assumes.
+rounding of the printed digits, and whether the paper states what the computation assumes. Built in chapter 19.
 """
 
 import inspect
@@ -46,12 +46,12 @@ Number = int | float
 
 
 class ClaimError(MoemlaError):
-    """A claim that does not exist, or an entry of the ledger that breaks its rules. Built in chapter 19."""
+    """A claim that does not exist, or an entry of the ledger that breaks its rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One number or statement of the paper. Built in chapter 19.
+    """One number or statement of the paper.
 
     `where` is a place ("Table 2, ROW, COLUMN", "section 3.1", "eq. 7", "Theorem 3.2", "Algorithm 1", "abstract") or
     several, joined by "with"; a cell of a table is the `where` of one claim. `printed` begins with the number as the
@@ -86,10 +86,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail.
-
-    Built in chapter 19.
-    """
+    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail."""
 
     computed: Number | None
     expected: str
@@ -98,10 +95,7 @@ class Outcome:
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
-    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule.
-
-    Built in chapter 19.
-    """
+    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule."""
     import yaml
 
     known = {f.name for f in fields(Claim)}
@@ -160,7 +154,7 @@ def _problem(claim: Claim, claims: dict[str, Claim]) -> str | None:
 
 
 def missing_cells(claims: Iterable[Claim]) -> list[str]:
-    """Cells of the paper's tables that no claim has as its place. Built in chapter 19."""
+    """Cells of the paper's tables that no claim has as its place."""
     there = {claim.where for claim in claims}
     return [cell for cell in cells() if cell not in there]
 
@@ -168,7 +162,7 @@ def missing_cells(claims: Iterable[Claim]) -> list[str]:
 def printed_number(text: str) -> tuple[float, float]:
     """A printed number and half a unit of its last digit: "36,288,252", "3.6e7", "1/4", "+81 %", "8.5 ± 0.1".
 
-    Fractions are exact. `ClaimError` where the text does not begin with a number. Built in chapter 19.
+    Fractions are exact. `ClaimError` where the text does not begin with a number.
     """
     text = text.strip()
     if fraction := re.match(r"(\d+)/(\d+)", text):
@@ -210,7 +204,7 @@ def _printed_of() -> dict[str, tuple[float, float]]:
 
 
 def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
-    """Compute a claim and derive its status. Built in chapter 19.
+    """Compute a claim and derive its status.
 
     The two agree where the printed number, give or take half a unit of its last digit (or `tolerance`), meets the
     computed one, give or take the rounding of the printed numbers that it is computed from. Agreement is `computed`
@@ -313,10 +307,7 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
 
 
 def select(claims: Iterable[Claim], ids: Iterable[str]) -> list[Claim]:
-    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none.
-
-    Built in chapter 19.
-    """
+    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none."""
     claims, ids = list(claims), list(ids)
     for name in ids:
         if not any(_under(claim.id, name) for claim in claims):
@@ -330,7 +321,7 @@ def _under(claim_id: str, name: str) -> bool:
 
 
 def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
-    """A rich table of claims and their outcomes. Built in chapter 19."""
+    """A rich table of claims and their outcomes."""
     from rich.table import Table
     from rich.text import Text
 
@@ -345,13 +336,13 @@ def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
 
 
 def counts(rows: Iterable[tuple[Claim, Outcome]]) -> dict[str, int]:
-    """How many claims have each status, then inputs and asides. Built in chapter 19."""
+    """How many claims have each status, then inputs and asides."""
     found = [outcome.status for _, outcome in rows]
     return {status: found.count(status) for status in (*STATUSES, *NOT_JUDGED)}
 
 
 def summary(rows: Iterable[tuple[Claim, Outcome]]) -> str:
-    """One sentence: how many claims, and how many of each status. Built in chapter 19."""
+    """One sentence: how many claims, and how many of each status."""
     found = counts(rows)
     judged = {status: found[status] for status in STATUSES}
     of_each = ", ".join(f"{count} {status}" for status, count in judged.items())
@@ -359,7 +350,7 @@ def summary(rows: Iterable[tuple[Claim, Outcome]]) -> str:
 
 
 def show(claim: Claim, outcome: Outcome) -> str:
-    """The computed value with one digit more than is printed, or "-". Built in chapter 19."""
+    """The computed value with one digit more than is printed, or "-"."""
     value = outcome.computed
     if value is None:
         return "-"
@@ -372,7 +363,7 @@ def show(claim: Claim, outcome: Outcome) -> str:
 
 
 def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "results") -> int:
-    """Print the ledger by status, or the claims `ids` with notes; returns the exit code 0. Built in chapter 19."""
+    """Print the ledger by status, or the claims `ids` with notes; returns the exit code 0."""
     ids = list(ids)
     rows = [(claim, evaluate(claim, folder)) for claim in select(load_claims(), ids)]
     if as_json:

@@ -16,10 +16,7 @@ _BOTH, _KID, _WILD = ("kid", "wild"), ("kid",), ("wild",)
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot: the kinds of world it can happen in, its template, and things of the world that it fixes beforehand.
-
-    Built in chapter 1.
-    """
+    """A plot: the kinds of world it can happen in, its template, and things of the world that it fixes beforehand."""
 
     worlds: tuple[str, ...]
     template: str
