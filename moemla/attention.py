@@ -121,11 +121,11 @@ class MultiHeadAttention(Layer):
         require_count("n_kv_heads", n_kv_heads)
         require(n_heads % n_kv_heads == 0, "n_kv_heads", n_kv_heads, f"must divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads, self.dropout, self.rope = n_heads, n_kv_heads, dropout, rope
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * d_head, **how)
-        self.k_proj = Linear(d_model, n_kv_heads * d_head, **how)
-        self.v_proj = Linear(d_model, n_kv_heads * d_head, **how)
-        self.out_proj = Linear(n_heads * d_head, d_model, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * d_head, **projection)
+        self.k_proj = Linear(d_model, n_kv_heads * d_head, **projection)
+        self.v_proj = Linear(d_model, n_kv_heads * d_head, **projection)
+        self.out_proj = Linear(n_heads * d_head, d_model, **projection)
 
     def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
         q = split_heads(self.q_proj(x), self.n_heads)

@@ -154,11 +154,9 @@ class LayerCache:
         """
         cache, steps = self.cache, new[0].shape[2]
         cache.require_room(steps)
-        kept, given = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
-        if kept != given:  # else a single head would be copied to all of them
-            raise ValueError(
-                f"{type(cache).__name__} keeps (heads, width) {kept}, this layer has {given}: another cache's"
-            )
+        kept, offered = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
+        right = f"it keeps (heads, width) {kept}, this layer has {offered}: another cache's"
+        require(kept == offered, "cache", type(cache).__name__, right)  # else one head would be copied to all of them
         if any(tensor.requires_grad for tensor in new):
             raise RuntimeError(
                 "a cache keeps no gradients: call the model under torch.no_grad() or torch.inference_mode()"

@@ -25,7 +25,7 @@ from moemla.files import read_json, write_json
 from moemla.model import LanguageModel, unwrapped
 from moemla.tokenizer import Tokenizer
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be stored in
 
 
@@ -34,7 +34,7 @@ def checkpoints(run: str | os.PathLike) -> list[Path]:
     return sorted(path for path in (Path(run) / "checkpoints").glob("step-*") if (path / "state.json").is_file())
 
 
-def newest(run: str | os.PathLike, read: Callable[[Path], Found]) -> Found:
+def newest(run: str | os.PathLike, read: Callable[[Path], Content]) -> Content:
     """`read` of the last checkpoint from which it can be done; those passed over are named in one warning.
 
     MoemlaError, that of the last one, if none can be read.
@@ -42,13 +42,13 @@ def newest(run: str | os.PathLike, read: Callable[[Path], Found]) -> Found:
     failed: list[tuple[Path, MoemlaError]] = []
     for path in sorted((Path(run) / "checkpoints").glob("step-*"), reverse=True):
         try:
-            found = read(path)
+            content = read(path)
         except MoemlaError as error:
             failed.append((path, error))
             continue
         for _, error in failed:
             warnings.warn(f"{error}; {path.name} is taken instead", stacklevel=3)
-        return found
+        return content
     if failed:
         raise failed[0][1]
     raise MoemlaError(f"{run} holds no model: neither model.safetensors nor a complete checkpoint")

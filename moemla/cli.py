@@ -95,9 +95,9 @@ def _parsed(arguments: list[str]) -> Any:
             raise
         option, reason, kind = wrong.groups()
         if option.startswith("--") and kind:
-            given = re.findall(r"'([^']*)'", reason)
+            typed = re.findall(r"'([^']*)'", reason)
             wanted = " or ".join(KINDS.get(part, part) for part in reversed(kind.split("|")))
-            reason = f"{option} {given[0] if given else ''}: must be {wanted}"
+            reason = f"{option} {typed[0] if typed else ''}: must be {wanted}"
         raise ValueError(reason) from None
 
 

@@ -222,20 +222,20 @@ class ModelConfig:
         base["attention"] = {"mha-rope": "mha", "gqa-rope": "mha", "mla-rope": "mla"}.get(attention, attention)
         if attention == "gqa-rope":
             base["n_kv_heads"] = base["n_heads"] // 4
-        given = base | changes
-        require_count("d_model", given["d_model"])
+        settings = base | changes
+        require_count("d_model", settings["d_model"])
         if matched == "flops":
-            given = _match_flops(cls, given, changes)
-        elif base["ffn"] == "moe" and "d_expert" not in changes and given.get("reading") != "literal":
+            settings = _match_flops(cls, settings, changes)
+        elif base["ffn"] == "moe" and "d_expert" not in changes and settings.get("reading") != "literal":
             width = {
-                "parameters": fine_width(given["d_model"]),
-                "active": given["d_model"] // 2,
-                "literal": given["d_model"],
+                "parameters": fine_width(settings["d_model"]),
+                "active": settings["d_model"] // 2,
+                "literal": settings["d_model"],
             }[matched]
-            given["d_expert"] = width
+            settings["d_expert"] = width
         elif base["ffn"] == "dense" and matched == "parameters" and "d_ff" not in changes:
-            given["d_ff"] = _match_d_ff(cls, given)
-        return cls(**given)
+            settings["d_ff"] = _match_d_ff(cls, settings)
+        return cls(**settings)
 
     def reference(self) -> "ModelConfig":
         """The dense multi-head model of the same depth, width and kind of positions: what this one is matched against.
@@ -281,7 +281,7 @@ def fine_width(d_model: int) -> int:
     return max(ROW, round(d_model / 16 / ROW) * ROW)
 
 
-def _reference(cls, given: dict[str, Any]) -> ModelConfig:
+def _reference(cls, settings: dict[str, Any]) -> ModelConfig:
     kept = (
         "vocab_size",
         "max_seq_len",
@@ -293,25 +293,25 @@ def _reference(cls, given: dict[str, Any]) -> ModelConfig:
         "bias",
         "tie_embeddings",
     )
-    shared = {name: given[name] for name in kept if name in given}
-    return cls(**shared, attention="mha", ffn="dense", positions=given["positions"])
+    shared = {name: settings[name] for name in kept if name in settings}
+    return cls(**shared, attention="mha", ffn="dense", positions=settings["positions"])
 
 
-def _match_d_ff(cls, given: dict[str, Any]) -> int:
+def _match_d_ff(cls, settings: dict[str, Any]) -> int:
     """The d_ff (multiple of 8) that brings a dense model of another attention to the reference's total."""
-    target = complexity.parameters(_reference(cls, given)).total
-    one, two = (complexity.parameters(cls(**given | {"d_ff": ROW * n})).total for n in (1, 2))
+    target = complexity.parameters(_reference(cls, settings)).total
+    one, two = (complexity.parameters(cls(**settings | {"d_ff": ROW * n})).total for n in (1, 2))
     rows = 1 + round((target - one) / (two - one))
     return ROW * max(1, rows)
 
 
-def _match_flops(cls, given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _match_flops(cls, settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The width, with an even head and 16-byte rows, whose forward FLOPs come nearest to the reference's."""
-    target = complexity.flops_per_token(_reference(cls, given), seq_len=given.get("max_seq_len", 512))
-    step = math.lcm(2 * given["n_heads"], ROW)
+    target = complexity.flops_per_token(_reference(cls, settings), seq_len=settings.get("max_seq_len", 512))
+    step = math.lcm(2 * settings["n_heads"], ROW)
     candidates = []
-    for width in range(step, 4 * given["d_model"] + 1, step):
-        wide = given | {"d_model": width} | changes
+    for width in range(step, 4 * settings["d_model"] + 1, step):
+        wide = settings | {"d_model": width} | changes
         config = cls(**wide)
         candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
     return min(candidates)[2]

@@ -97,8 +97,8 @@ def document_nats(
 def _token_nats(model: LanguageModel, x: Float[Tensor, "n d"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """-ln p of each target (N,), 0 for a negative one; the logits of CHUNK rows exist at once."""
     parts = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
-    how = dict(ignore_index=-1, reduction="none")
-    return torch.cat([F.cross_entropy(model.head(rows).float(), those, **how) for rows, those in parts])
+    each = dict(ignore_index=-1, reduction="none")
+    return torch.cat([F.cross_entropy(model.head(rows).float(), scored, **each) for rows, scored in parts])
 
 
 @dataclass(frozen=True)

@@ -204,9 +204,9 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
     narrow = eps > 1e-4  # then compare the first layer alone: below it a rounding may turn a router's choice
     try:
         model.features(cache.tokens[rows, :1], cache=again)
-        for held, found in zip(cache.buffers, again.buffers, strict=True):
-            held, found = (part[: 1 if narrow else None].double() for part in (held[:, rows, :, :1], found))
-            largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (found, held - found))
+        for held, made in zip(cache.buffers, again.buffers, strict=True):
+            held, made = (part[: 1 if narrow else None].double() for part in (held[:, rows, :, :1], made))
+            largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (made, held - made))
             if not (apart <= max(SAME, 4 * eps) * largest).all():
                 return False
     except (RuntimeError, ValueError, IndexError):  # other widths, heads or layers

@@ -313,14 +313,14 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     require(isinstance(hf_model, wanted), "hf_model", kind, f"give a {wanted.__name__}")
     tied = same_storage(hf_model.lm_head.weight, hf_model.model.embed_tokens.weight)
     config = replace(settings_from_deepseek_v3(hf_model.config), tie_embeddings=tied)
-    given = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
+    weights = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
     read = {name for _, theirs, _ in _table(config) for name in theirs}
-    left = sorted(given.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
+    left = sorted(weights.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
     require(not left, "weights", left[:3], "these have no place here")
     weight = hf_model.model.embed_tokens.weight
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # its own weights are written over
         model = LanguageModel(config, device=weight.device, dtype=weight.dtype)
-    _fill(model, weights_from_deepseek_v3(given, config), config.tie_embeddings)
+    _fill(model, weights_from_deepseek_v3(weights, config), config.tie_embeddings)
     return model.train(hf_model.training)
 
 

@@ -69,13 +69,13 @@ class MultiHeadLatentAttention(Layer):
         d_head = head_width(d_model, n_heads, d_head, dropout, rope)
         require_count("latent_dim", latent_dim)
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * d_head, **how)
-        self.k_down = Linear(d_model, latent_dim, **how)
-        self.k_up = Linear(latent_dim, n_heads * d_head, **how)
-        self.v_down = Linear(d_model, latent_dim, **how)
-        self.v_up = Linear(latent_dim, n_heads * d_head, **how)
-        self.out_proj = Linear(n_heads * d_head, d_model, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * d_head, **projection)
+        self.k_down = Linear(d_model, latent_dim, **projection)
+        self.k_up = Linear(latent_dim, n_heads * d_head, **projection)
+        self.v_down = Linear(d_model, latent_dim, **projection)
+        self.v_up = Linear(latent_dim, n_heads * d_head, **projection)
+        self.out_proj = Linear(n_heads * d_head, d_model, **projection)
 
     def _rotate(
         self, x: Float[Tensor, "b h t k"], where: tuple[int, int] | Tensor | None = None
@@ -157,13 +157,13 @@ class DecoupledLatentAttention(Layer):
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim
         self.scale = (d_nope + rope.width) ** -0.5
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * (d_nope + rope.width), **how)
-        self.kv_down = Linear(d_model, latent_dim + rope.width, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * (d_nope + rope.width), **projection)
+        self.kv_down = Linear(d_model, latent_dim + rope.width, **projection)
         self.kv_norm = nn.RMSNorm(latent_dim, eps=1e-6, device=device, dtype=dtype)
-        self.k_up = Linear(latent_dim, n_heads * d_nope, **how)
-        self.v_up = Linear(latent_dim, n_heads * d_value, **how)
-        self.out_proj = Linear(n_heads * d_value, d_model, **how)
+        self.k_up = Linear(latent_dim, n_heads * d_nope, **projection)
+        self.v_up = Linear(latent_dim, n_heads * d_value, **projection)
+        self.out_proj = Linear(n_heads * d_value, d_model, **projection)
 
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None

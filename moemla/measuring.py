@@ -148,7 +148,7 @@ class Work:
 
 
 def measure(
-    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, found: Limits, seconds: float
+    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, machine: Limits, seconds: float
 ) -> list[Row]:
     """Times programs against each other and each against its limit.
 
@@ -156,7 +156,7 @@ def measure(
     """
     attempts = []
     for _ in range(ATTEMPTS):
-        timed = interleaved(programs, found.device, seconds)
+        timed = interleaved(programs, machine.device, seconds)
         spreads = {name: _spread(times) for name, times in timed.items()}
         attempts.append((max(spreads.values()), timed, spreads))
         if attempts[-1][0] < CALM:
@@ -165,7 +165,7 @@ def measure(
     rows = []
     for name, times in timed.items():
         need = work[name] if isinstance(work, dict) else work
-        limit, binds = found.bind(need.flops, need.moved, operations(programs[name]))
+        limit, binds = machine.bind(need.flops, need.moved, operations(programs[name]))
         rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds))
     return rows
 

@@ -31,27 +31,28 @@ from moemla.routing import Routing
 INIT_STD = 0.02  # GPT-2's
 
 
-def _norm(config: ModelConfig, like: dict) -> nn.Module:
+def _norm(config: ModelConfig, factory: dict) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.d_model, eps=1e-6, **like)
-    return nn.LayerNorm(config.d_model, bias=config.bias, **like)
+        return nn.RMSNorm(config.d_model, eps=1e-6, **factory)
+    return nn.LayerNorm(config.d_model, bias=config.bias, **factory)
 
 
-def _attention(config: ModelConfig, rope: RotaryEmbedding | None, like: dict) -> nn.Module:
-    how = dict(
-        d_model=config.d_model, n_heads=config.n_heads, bias=config.bias, dropout=config.dropout, rope=rope, **like
+def _attention(config: ModelConfig, rope: RotaryEmbedding | None, factory: dict) -> nn.Module:
+    common = dict(
+        d_model=config.d_model, n_heads=config.n_heads, bias=config.bias, dropout=config.dropout, rope=rope, **factory
     )
     if config.attention == "mha":
-        return MultiHeadAttention(n_kv_heads=config.n_kv_heads, d_head=config.d_head, **how)
+        return MultiHeadAttention(n_kv_heads=config.n_kv_heads, d_head=config.d_head, **common)
     if config.attention == "mla":
-        return MultiHeadLatentAttention(latent_dim=config.latent_dim, d_head=config.d_head, **how)
-    return DecoupledLatentAttention(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value, **how)
+        return MultiHeadLatentAttention(latent_dim=config.latent_dim, d_head=config.d_head, **common)
+    widths = dict(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value)
+    return DecoupledLatentAttention(**widths, **common)
 
 
-def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
+def _feedforward(config: ModelConfig, layer: int, factory: dict) -> nn.Module:
     if layer < complexity.dense_layers(config):
         return FeedForward(
-            d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **like
+            d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **factory
         )
     return MixtureOfExperts(
         d_model=config.d_model,
@@ -65,7 +66,7 @@ def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
         routed_scale=config.routed_scale,
         activation=config.activation,
         backend=config.backend,
-        **like,
+        **factory,
     )
 
 
@@ -79,10 +80,10 @@ class Block(Layer):
         self, config: ModelConfig, rope: RotaryEmbedding | None = None, layer: int = 0, device=None, dtype=None
     ):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
-        self.norm1, self.norm2 = _norm(config, like), _norm(config, like)
-        self.attention = _attention(config, rope, like)
-        self.feedforward = _feedforward(config, layer, like)
+        factory = dict(device=device, dtype=dtype)
+        self.norm1, self.norm2 = _norm(config, factory), _norm(config, factory)
+        self.attention = _attention(config, rope, factory)
+        self.feedforward = _feedforward(config, layer, factory)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -129,18 +130,18 @@ class LanguageModel(Layer):
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
         self.config = config
-        like = dict(device=device, dtype=dtype)
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model, **like)
+        factory = dict(device=device, dtype=dtype)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model, **factory)
         learned = config.positions == "learned"
-        self.position = nn.Embedding(config.max_seq_len, config.d_model, **like) if learned else None
+        self.position = nn.Embedding(config.max_seq_len, config.d_model, **factory) if learned else None
         self.rope = None
         if config.positions == "rope":
             width = config.d_rope if config.attention == "mla-decoupled" else config.d_head
-            how = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
-            self.rope = RotaryEmbedding(width, config.max_seq_len, **how, **like)
-        self.blocks = nn.ModuleList(Block(config, self.rope, layer, **like) for layer in range(config.n_layers))
-        self.norm = _norm(config, like)
-        self.head = Linear(config.d_model, config.vocab_size, bias=False, **like)
+            angles = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
+            self.rope = RotaryEmbedding(width, config.max_seq_len, **angles, **factory)
+        self.blocks = nn.ModuleList(Block(config, self.rope, layer, **factory) for layer in range(config.n_layers))
+        self.norm = _norm(config, factory)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False, **factory)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialise()
@@ -281,15 +282,16 @@ class LanguageModel(Layer):
     def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
         """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""
         c, weight = self.config, self.embedding.weight
-        how = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=c.max_seq_len if max_len is None else max_len)
-        how |= dict(device=weight.device, dtype=dtype or weight.dtype)
+        max_len = c.max_seq_len if max_len is None else max_len
+        storage = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=max_len)
+        storage |= dict(device=weight.device, dtype=dtype or weight.dtype)
         if c.cache == "kv":
-            return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **how)
+            return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **storage)
         if c.cache == "latent":
-            return LatentCache(latent_dim=c.latent_dim, **how)
+            return LatentCache(latent_dim=c.latent_dim, **storage)
         if c.cache == "hybrid":
-            return HybridCache(n_heads=c.n_heads, d_head=c.d_head, latent_dim=c.latent_dim, **how)
-        return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **how)
+            return HybridCache(n_heads=c.n_heads, d_head=c.d_head, latent_dim=c.latent_dim, **storage)
+        return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **storage)
 
     def routing(self) -> list[Routing]:
         """For each mixture-of-experts layer, what its router decided in the last forward pass, and in that one alone.

@@ -145,5 +145,5 @@ def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
     if not (n1 and n2 and n3):
         return FALLBACK_DISCOUNTS
     y = n1 / (n1 + 2 * n2)
-    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    return found if all(0 < d <= c for c, d in enumerate(found, start=1)) else FALLBACK_DISCOUNTS
+    discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return discounts if all(0 < d <= c for c, d in enumerate(discounts, start=1)) else FALLBACK_DISCOUNTS

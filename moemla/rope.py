@@ -106,17 +106,17 @@ class RotaryEmbedding(nn.Module):
         if self.inv_freq is not None:
             return super()._apply(fn, recurse)
         try:
-            like = fn(self.cos[:1])
+            moved = fn(self.cos[:1])
         except NotImplementedError:  # weights came to a meta model by load_state_dict(assign=True), tables did not
-            like = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
-        self._fill(like.device, like.dtype)
+            moved = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
+        self._fill(moved.device, moved.dtype)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *how):
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
         name = f"{prefix}inv_freq"
         if name in state_dict and state_dict[name].element_size() < 4:  # assigned, it would take the wide one's place
             state_dict[name] = state_dict[name].float()
-        super()._load_from_state_dict(state_dict, prefix, *how)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (C, T, K/2) from learnable frequencies."""
@@ -148,8 +148,8 @@ class RotaryEmbedding(nn.Module):
         if kernels.enabled(x, self.cos):
             from moemla.kernels.rope import rope
 
-            given, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
-            return rope(x, self.cos, self.sin, given, first, self.layout == "interleaved", False)
+            table, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
+            return rope(x, self.cos, self.sin, table, first, self.layout == "interleaved", False)
         taken = slice(*where) if isinstance(where, tuple) else where
         stay, swap = self.stay[taken], self.swap[taken]  # (T, K), or (C, T, K)
         if stay.dim() == 3:

@@ -27,12 +27,12 @@ def read_stories(path: str | os.PathLike[str], rows: int | None = None) -> Itera
     offset). The mark inside a line is text and separates nothing: a warning says so, and a file that has it there
     alone is a `DataError`.
     """
-    found = False
+    empty = True
     for story in islice(_rows(path), rows):
         if story:
-            found = True
+            empty = False
             yield story
-    if not found:
+    if empty:
         raise DataError(f"{path} is empty: it needs stories with a line {EOT} between them")
 
 

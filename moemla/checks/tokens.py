@@ -28,9 +28,9 @@ def nothing_is_lost(tokenizer, texts: Sequence[str] = (), end: int = 0) -> None:
 @check
 def shortens(tokenizer, texts: Sequence[str], share: float = 0.6) -> dict[str, float]:
     """Tokens are fewer than `share` of the bytes; returns {"tokens per byte": it}."""
-    found = sum(len(tokenizer.encode(text)) for text in texts) / sum(len(text.encode()) for text in texts)
-    require(found < share, f"{found:.2f} tokens a byte in {len(texts)} texts, not below {share}")
-    return {"tokens per byte": found}
+    rate = sum(len(tokenizer.encode(text)) for text in texts) / sum(len(text.encode()) for text in texts)
+    require(rate < share, f"{rate:.2f} tokens a byte in {len(texts)} texts, not below {share}")
+    return {"tokens per byte": rate}
 
 
 @check

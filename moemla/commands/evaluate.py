@@ -41,17 +41,17 @@ class Evaluate:
         if text is None or not text.is_file():
             missing = "" if text is None else f"{text} is not there from here; "
             raise MoemlaError(f"{missing}name the stories to score with --text FILE")
-        found = evaluate(model, tokenizer, read_stories(text), context)
+        scores = evaluate(model, tokenizer, read_stories(text), context)
         if self.json:
-            print_json(found.to_dict())
-            if math.isinf(found.perplexity):
+            print_json(scores.to_dict())
+            if math.isinf(scores.perplexity):
                 print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
             return
-        print(f"{found.stories:,} stories, {found.tokens:,} tokens, {found.bytes:,} bytes")
-        print(f"{found.nats_per_token:.4f} nats per token, perplexity {found.perplexity:.3f}")
-        print(f"{found.bits_per_byte:.4f} bits per byte")
-        if found.load_cv is not None:
+        print(f"{scores.stories:,} stories, {scores.tokens:,} tokens, {scores.bytes:,} bytes")
+        print(f"{scores.nats_per_token:.4f} nats per token, perplexity {scores.perplexity:.3f}")
+        print(f"{scores.bits_per_byte:.4f} bits per byte")
+        if scores.load_cv is not None:
             print(
-                f"load of the experts over {found.tokens:,} tokens: CV {found.load_cv:.3f} (uniform routing shows "
-                f"{found.load_cv_floor:.3f}), MaxVio {found.load_max_violation:.2f}, dead experts {found.dead_experts}"
+                f"load of the experts over {scores.tokens:,} tokens: CV {scores.load_cv:.3f} (uniform routing shows "
+                f"{scores.load_cv_floor:.3f}), MaxVio {scores.load_max_violation:.2f}, dead experts {scores.dead_experts}"
             )

@@ -25,8 +25,8 @@ class Export:
         reason = export(model, tokenizer, self.out)
         count = sum(parameter.numel() for parameter in model.parameters())
         if reason is None:
-            how = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
-            how += "; its tokenizer puts <|endoftext|> (BOS) before a text, as training did"
+            form = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
+            form += "; its tokenizer puts <|endoftext|> (BOS) before a text, as training did"
         else:
-            how = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
-        print(f"{self.out}: {count:,} parameters, {how}")
+            form = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
+        print(f"{self.out}: {count:,} parameters, {form}")

@@ -62,9 +62,8 @@ class Train:
         begin = time.perf_counter()
         line = LiveLine(self.train_config.steps)
         try:
-            how = dict(resume=self.resume, checkpoint_every=self.checkpoint_every, device=self.device)
-            how |= dict(validate_every=self.validate_every)
-            train(config, self.train_config, self.data, self.out, on_progress=line, **how)
+            options = {name: getattr(self, name) for name in ("resume", "checkpoint_every", "validate_every", "device")}
+            train(config, self.train_config, self.data, self.out, on_progress=line, **options)
         finally:
             line.close()
         say(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")

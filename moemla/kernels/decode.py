@@ -166,15 +166,15 @@ def _scratch(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor, Tensor]
 
 def _join(pieces: Tensor, sums: Tensor, out: Tensor) -> Tensor:
     batch, heads, width = out.shape
-    how = dict(ALL_W=triton.next_power_of_2(width))
-    _merge[(batch, heads)](pieces, sums, out, heads, pieces.shape[1], width, **how)
+    all_w = triton.next_power_of_2(width)
+    _merge[(batch, heads)](pieces, sums, out, heads, pieces.shape[1], width, ALL_W=all_w)
     return out
 
 
-def _check(name: str, tensor: Tensor, shape: tuple, like: Tensor) -> None:
-    """ValueError where a tensor has another shape or type than it must."""
-    if tuple(tensor.shape) != shape or tensor.dtype != like.dtype:
-        right = f"must be {shape} and {like.dtype}"
+def _check(name: str, tensor: Tensor, shape: tuple, q: Tensor) -> None:
+    """ValueError where a tensor has another shape than it must, or another type than the query."""
+    if tuple(tensor.shape) != shape or tensor.dtype != q.dtype:
+        right = f"must be {shape} and {q.dtype}"
         raise ValueError(f"{name} {tuple(tensor.shape)}, {tensor.dtype}: {right}")
 
 

@@ -65,14 +65,14 @@ def rope(
     if positions is not None and positions.is_floating_point():
         raise ValueError(f"positions are {positions.dtype}: must be whole numbers")
     out = torch.empty_like(x)
-    given = x if positions is None else positions
+    table = x if positions is None else positions
     strides = (0, 0) if positions is None else (positions.stride(0) * (len(positions) > 1), positions.stride(1))
     if x.numel():
         half = width // 2
         grid = (batch * heads, triton.cdiv(steps, BLOCK_T))  # only the first may be larger than 65,535
         with torch.cuda.device_of(x):
             _rope[grid](
-                x, out, cos.contiguous(), sin.contiguous(), given, first, heads, steps, len(cos),
+                x, out, cos.contiguous(), sin.contiguous(), table, first, heads, steps, len(cos),
                 *x.stride(), *out.stride(), *strides,
                 half=half, GIVEN=positions is not None, INTERLEAVED=interleaved, INVERSE=inverse,
                 BLOCK_T=BLOCK_T, BLOCK_K=triton.next_power_of_2(half),
@@ -86,12 +86,12 @@ def _(x, cos, sin, positions, first, interleaved, inverse):
 
 
 def _keep(ctx, inputs, output):
-    _, cos, sin, positions, *ctx.how = inputs
+    _, cos, sin, positions, *ctx.turn = inputs
     ctx.save_for_backward(cos, sin, positions)
 
 
 def _backward(ctx, grad):
-    first, interleaved, inverse = ctx.how
+    first, interleaved, inverse = ctx.turn
     return rope(grad, *ctx.saved_tensors, first, interleaved, not inverse), *[None] * 6
 
 

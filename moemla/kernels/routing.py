@@ -198,8 +198,8 @@ def _backward(ctx, grad_gate, _index, grad_plain, _counts):
         return (None,) * 8
     grad_gate = plain.new_zeros(index.shape) if grad_gate is None else grad_gate
     grad_plain = torch.zeros_like(plain) if grad_plain is None else grad_plain
-    how = ctx.softmax, ctx.renormalise, ctx.scale
-    return _route_grad(grad_gate, grad_plain, plain, index, valid, *how), *[None] * 7
+    gating = ctx.softmax, ctx.renormalise, ctx.scale
+    return _route_grad(grad_gate, grad_plain, plain, index, valid, *gating), *[None] * 7
 
 
 route.register_autograd(_backward, setup_context=_keep)

@@ -192,15 +192,15 @@ def _ledger() -> dict[str, Claim]:
 @cache
 def _printed_of() -> dict[str, tuple[float, float]]:
     """(number, half a unit) by id, and of what stands after ± by ID.sd."""
-    found = {}
+    numbers = {}
     for claim in _ledger().values():
         number, _, deviation = claim.printed.lstrip("± ").partition("±")
         for name, text in ((claim.id, number), (f"{claim.id}.sd", deviation)):
             try:
-                found[name] = printed_number(text)
+                numbers[name] = printed_number(text)
             except ClaimError:  # a word, where nothing is computed from it
                 continue
-    return found
+    return numbers
 
 
 def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
@@ -298,9 +298,9 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
     ]
     if not runs:
         return None, "not measured yet"
-    found = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
+    values = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
     scale = "the paper's scale" if wanted["scale"] == "paper" else wanted["scale"]
-    return math.fsum(found) / len(found), f"mean of {len(found)} runs of {wanted['experiment']} at {scale}"
+    return math.fsum(values) / len(values), f"mean of {len(values)} runs of {wanted['experiment']} at {scale}"
 
 
 # The command `moemla claims`.
@@ -337,16 +337,16 @@ def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
 
 def counts(rows: Iterable[tuple[Claim, Outcome]]) -> dict[str, int]:
     """How many claims have each status, then inputs and asides."""
-    found = [outcome.status for _, outcome in rows]
-    return {status: found.count(status) for status in (*STATUSES, *NOT_JUDGED)}
+    each = [outcome.status for _, outcome in rows]
+    return {status: each.count(status) for status in (*STATUSES, *NOT_JUDGED)}
 
 
 def summary(rows: Iterable[tuple[Claim, Outcome]]) -> str:
     """One sentence: how many claims, and how many of each status."""
-    found = counts(rows)
-    judged = {status: found[status] for status in STATUSES}
+    counted = counts(rows)
+    judged = {status: counted[status] for status in STATUSES}
     of_each = ", ".join(f"{count} {status}" for status, count in judged.items())
-    return f"{sum(judged.values())} claims: {of_each}; besides, inputs {found['input']}, asides {found['aside']}"
+    return f"{sum(judged.values())} claims: {of_each}; besides, inputs {counted['input']}, asides {counted['aside']}"
 
 
 def show(claim: Claim, outcome: Outcome) -> str:

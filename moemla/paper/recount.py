@@ -39,8 +39,8 @@ def preset(size: str = "M", variant: str = "mha-rope", matched: str = "parameter
 def combinations(printed: float) -> Value:
     """Ways to choose 6 of 62."""
     other = next((n for n in range(TOP_K, 2 * N_TOTAL) if math.comb(n, TOP_K) == printed), None)
-    found = f"the printed number is C({other}, {TOP_K})" if other else ""
-    return complexity.routing_combinations(N_ROUTED, TOP_K), found
+    detail = f"the printed number is C({other}, {TOP_K})" if other else ""
+    return complexity.routing_combinations(N_ROUTED, TOP_K), detail
 
 
 def dense_millions(size: str) -> Value:
@@ -137,8 +137,8 @@ def nearest_width_with_even_heads(printed: float) -> Value:
     printed = round(printed)
     factors = [f for f in range(2, printed) if printed % f == 0 and all(f % p for p in range(2, f))]
     counts = [h for h in range(1, printed + 1) if printed % (2 * h) == 0]
-    found = f"{printed} = {' x '.join(map(str, factors))}; {len(counts)} numbers of heads give it an even head"
-    return 2 * HEADS * round(printed / (2 * HEADS)), found
+    detail = f"{printed} = {' x '.join(map(str, factors))}; {len(counts)} numbers of heads give it an even head"
+    return 2 * HEADS * round(printed / (2 * HEADS)), detail
 
 
 # The cache and memory: abstract, Theorem 3.4, Tables 4 and 6.
