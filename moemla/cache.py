@@ -61,7 +61,7 @@ class Cache:
 
     def __getitem__(self, layer: int) -> "LayerCache":
         if not 0 <= layer < self.n_layers:
-            raise IndexError(f"layer {layer}: this cache has layers 0 .. {self.n_layers - 1}")
+            raise IndexError(f"layer={layer}: this cache has layers 0 .. {self.n_layers - 1}")
         return LayerCache(self, layer)
 
     def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
@@ -78,7 +78,7 @@ class Cache:
     def require_room(self, steps: int) -> None:
         """ValueError when `steps` more tokens do not fit."""
         if self.length + steps > self.max_len:
-            raise ValueError(f"{self.length} tokens held and {steps} more exceed the cache's max_len={self.max_len}")
+            raise ValueError(f"steps={steps}: with {self.length} tokens held they exceed max_len={self.max_len}")
 
     def remember(self, tokens: Int[Tensor, "b t"]) -> None:
         """Notes which tokens (B, T) are being appended, before `advance`: a model does. Built in chapter 14."""
@@ -92,9 +92,9 @@ class Cache:
         """Counts the tokens just appended: `steps` in every row, or a list with a number for each row."""
         each = [steps] * self.batch_size if isinstance(steps, int) else list(steps)
         if len(each) != self.batch_size:
-            raise ValueError(f"{len(each)} lengths for a cache of {self.batch_size} rows")
+            raise ValueError(f"steps={each}: one number, or one for each of the {self.batch_size} rows")
         if min(each) < 0:
-            raise ValueError(f"{min(each)} tokens: must be 0 or more")
+            raise ValueError(f"steps={min(each)}: must be 0 or more")
         self.lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
 
     def reset(self) -> None:
@@ -155,8 +155,9 @@ class LayerCache:
         cache, steps = self.cache, new[0].shape[2]
         cache.require_room(steps)
         kept, offered = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
-        right = f"it keeps (heads, width) {kept}, this layer has {offered}: another cache's"
-        require(kept == offered, "cache", type(cache).__name__, right)  # else one head would be copied to all of them
+        if kept != offered:  # else a single head would be copied to all of them
+            right = f"keeps (heads, width) {kept}, this layer has {offered}: take the cache of this form"
+            raise ValueError(f"cache={type(cache).__name__}: {right}")
         if any(tensor.requires_grad for tensor in new):
             raise RuntimeError(
                 "a cache keeps no gradients: call the model under torch.no_grad() or torch.inference_mode()"
@@ -165,7 +166,7 @@ class LayerCache:
         for buffer, tensor in zip(cache.buffers, new, strict=True):
             layer = buffer[self.layer]
             if tensor.shape[0] != cache.batch_size:
-                raise ValueError(f"{tensor.shape[0]} rows for a cache of {cache.batch_size}")
+                raise ValueError(f"rows={tensor.shape[0]}: this cache has {cache.batch_size}")
             if cache.uniform:
                 layer[:, :, cache.length : cache.length + steps] = tensor
             else:

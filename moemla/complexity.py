@@ -96,7 +96,7 @@ def attention_matrices(config: Any) -> list[tuple[int, int]]:
     if config.attention == "mla-decoupled":
         query = heads * (config.d_nope + config.d_rope)
         return [(d, query), (d, r + config.d_rope), (r, heads * config.d_nope), (r, value), (value, d)]
-    raise ValueError(f"attention={config.attention!r} is unknown; it is one of 'mha', 'mla', 'mla-decoupled'")
+    raise ValueError(f"attention={config.attention!r}: choose one of mha, mla, mla-decoupled")
 
 
 def _attention_extras(config: Any) -> int:
@@ -160,7 +160,7 @@ def cache_bytes_per_token(config: Any, dtype_bytes: int = 2) -> int:
     elif config.cache == "joint":
         width = config.latent_dim + config.d_rope
     else:
-        raise ValueError(f"cache={config.cache!r} is unknown; it is one of 'kv', 'latent', 'hybrid', 'joint'")
+        raise ValueError(f"cache={config.cache!r}: choose one of kv, latent, hybrid, joint")
     return config.n_layers * width * dtype_bytes
 
 

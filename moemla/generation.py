@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla.cache import Cache
+from moemla.config import require
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
 
@@ -38,12 +39,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
     """ValueError for what is no way to sample, before anything is written. Built in chapter 13."""
-    if not 0 <= temperature < torch.inf:
-        raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k!r}: must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
+    require(0 <= temperature < torch.inf, "temperature", temperature, "must be a number, 0 (greedy) or more")
+    require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
+    require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
 
 
 def filter_logits(
@@ -56,8 +54,7 @@ def filter_logits(
     (0, 1].
     """
     check_sampling(temperature, top_k, top_p)
-    if temperature == 0:
-        raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
+    require(temperature > 0, "temperature", temperature, "must be above 0 (0 is greedy in `generate`)")
     logits = logits.double()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
@@ -114,24 +111,22 @@ def generate(
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:
-        raise ValueError(f"tokens: of shape {tuple(tokens.shape)}; give (B, T), or a list of prompts")
+        raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T), or a list of prompts")
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}: must be 0 or more")
+    require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must be 0 or more")
     check_sampling(temperature, top_k, top_p)
-    vocab = model.config.vocab_size
-    if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
-        raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
-    limit, longest = model.config.max_seq_len, max(map(len, prompts))
+    last, limit, longest = model.config.vocab_size - 1, model.config.max_seq_len, max(map(len, prompts))
+    low, high = min(int(p.min()) for p in prompts), max(int(p.max()) for p in prompts)
+    if not 0 <= low <= high <= last:
+        raise ValueError(f"tokens={low} to {high}: must be between 0 and {last}")
     if longest + (max_new_tokens > 0) > limit:
         raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
     single = hasattr(seed, "__index__")
     seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
-    if not all(-(2**63) <= number < 2**64 for number in seeds):
-        raise ValueError(f"seed={seed!r}: must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows")
+    require(len(seeds) == len(prompts), "seed", seeds, f"one number, or one for each of the {len(prompts)} prompts")
+    right = f"must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows"
+    require(all(-(2**63) <= number < 2**64 for number in seeds), "seed", seed, right)
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     texts = [prompt.tolist() for prompt in prompts]
     ends = [min(len(text) + max_new_tokens, limit) for text in texts]

@@ -72,10 +72,12 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
         x, weight = x.detach(), weight.detach()
-    if len(targets) != len(x) or chunk < 1:
-        raise ValueError(f"{len(targets)} targets for {len(x)} rows, chunk={chunk}: one for each row, and at least 1")
+    if len(targets) != len(x):
+        raise ValueError(f"targets.shape={tuple(targets.shape)}: must have one for each of {len(x)} rows")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1")
     kind = x.device.type
     if kind == "cpu" and not torch.compiler.is_compiling() and len(x) and int(targets.max()) >= len(weight):
-        raise ValueError(f"targets up to {int(targets.max())}: must be below the vocabulary's size, {len(weight)}")
+        raise ValueError(f"targets={int(targets.max())}: must be below the vocabulary's size, {len(weight)}")
     narrow = kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # as torch's own
     return _LinearCrossEntropy.apply(x, weight, targets, chunk, torch.get_autocast_dtype(kind) if narrow else x.dtype)

@@ -214,7 +214,7 @@ class LanguageModel(Layer):
         are looked at on the CPU only).
         """
         if targets is not None and targets.shape != tokens.shape:
-            raise ValueError(f"targets of shape {tuple(targets.shape)}: must have the tokens', {tuple(tokens.shape)}")
+            raise ValueError(f"targets.shape={tuple(targets.shape)}: must be the tokens', {tuple(tokens.shape)}")
         if targets is not None and not torch.compiler.is_compiling() and _copies(tokens, targets):
             _warn_of_copying()
         x = self.features(tokens, cache=cache, lengths=lengths)
@@ -234,17 +234,15 @@ class LanguageModel(Layer):
         """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s."""
         require_known(tokens.device)
         if tokens.dim() != 2:
-            raise ValueError(f"tokens of shape {tuple(tokens.shape)}: give (B, T)")
+            raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T)")
         steps = tokens.shape[1]
         held = 0 if cache is None else cache.length
         if held + steps > self.config.max_seq_len:
-            raise ValueError(f"{held + steps} tokens are more than max_seq_len={self.config.max_seq_len}")
+            raise ValueError(f"length={held + steps}: must be at most max_seq_len={self.config.max_seq_len}")
         valid = None
         if lengths is not None:
             if lengths.shape != tokens.shape[:1]:
-                raise ValueError(
-                    f"lengths of shape {tuple(lengths.shape)}: must have one for each of {len(tokens)} rows"
-                )
+                raise ValueError(f"lengths.shape={tuple(lengths.shape)}: must have one for each of {len(tokens)} rows")
             # A cache takes them to the host in any case; else a GPU would have to be waited for.
             seen = cache is not None or (lengths.device.type == "cpu" and not torch.compiler.is_compiling())
             if seen and len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
@@ -254,7 +252,7 @@ class LanguageModel(Layer):
             x = self.embedding(tokens)
         except IndexError:  # on a GPU, an assertion of the device
             low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
-            raise ValueError(f"tokens from {low} to {high}: must be between 0 and {last}") from None
+            raise ValueError(f"tokens={low} to {high}: must be between 0 and {last}") from None
         if self.position is not None:
             where = (0, steps) if cache is None else cache.where(steps, tokens.device)
             x = x + self.position.weight[slice(*where) if isinstance(where, tuple) else where]

@@ -135,14 +135,14 @@ class RotaryEmbedding(nn.Module):
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
-            raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
+            raise ValueError(f"length={where[1]}: must be at most max_seq_len={self.max_seq_len}")
         if isinstance(where, tuple) and (where[0] < 0 or where[1] - where[0] != x.shape[2]):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
         on_host = not isinstance(where, tuple) and where.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_host and where.numel() and int(where.min()) < 0:
-            raise IndexError(f"positions from {int(where.min())}: must be 0 or more")
+            raise IndexError(f"positions={int(where.min())}: must be 0 or more")
         if self.cos.device.type == "meta" != x.device.type:  # load_state_dict(assign=True) brings no tables
             self._fill(x.device, x.dtype)
         if kernels.enabled(x, self.cos):

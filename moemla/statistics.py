@@ -81,8 +81,7 @@ def contrast(groups: Iterable[Iterable[float]], weights: Iterable[float], level:
     groups, weights = [_checked(group) for group in groups], list(weights)
     lengths = [len(group) for group in groups]
     if len(set(lengths)) != 1 or len(groups) != len(weights):
-        right = "one weight a group, and as many seeds in each"
-        raise ValueError(f"groups of {lengths} values, weights={weights}: {right}")
+        raise ValueError(f"weights={weights}: one a group, and as many seeds in each, of which there are {lengths}")
     if abs(math.fsum(weights)) > 1e-12:
         raise ValueError(f"weights={weights}: must sum to zero")
     seeds = zip(*groups, strict=True)

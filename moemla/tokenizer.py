@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsInt
 
+from moemla.config import require
 from moemla.errors import DataError
 from moemla.files import replacing, why
 
@@ -33,8 +34,8 @@ GPT2_SHA256 = {
 
 def check_vocab_size(vocab_size: int) -> None:
     """`ValueError` for a size without room for the bytes, or beyond 16-bit ids."""
-    if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
-        raise ValueError(f"vocab_size={vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
+    right = f"must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)"
+    require(MIN_VOCAB <= vocab_size <= MAX_VOCAB, "vocab_size", vocab_size, right)
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -16,6 +16,7 @@ LONG: set[str] = {"balancing", "bench", "experts", "moe", "training"}
 VAGUE: set[str] = {
     "balancing",
     "bench",
+    "commands.experiment",
     "experiments.chapter05",
     "experiments.ten_minutes",
     "experts",

@@ -41,17 +41,17 @@ class Evaluate:
         if text is None or not text.is_file():
             missing = "" if text is None else f"{text} is not there from here; "
             raise MoemlaError(f"{missing}name the stories to score with --text FILE")
-        scores = evaluate(model, tokenizer, read_stories(text), context)
+        score = evaluate(model, tokenizer, read_stories(text), context)
         if self.json:
-            print_json(scores.to_dict())
-            if math.isinf(scores.perplexity):
+            print_json(score.to_dict())
+            if math.isinf(score.perplexity):
                 print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
             return
-        print(f"{scores.stories:,} stories, {scores.tokens:,} tokens, {scores.bytes:,} bytes")
-        print(f"{scores.nats_per_token:.4f} nats per token, perplexity {scores.perplexity:.3f}")
-        print(f"{scores.bits_per_byte:.4f} bits per byte")
-        if scores.load_cv is not None:
+        print(f"{score.stories:,} stories, {score.tokens:,} tokens, {score.bytes:,} bytes")
+        print(f"{score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}")
+        print(f"{score.bits_per_byte:.4f} bits per byte")
+        if score.load_cv is not None:
             print(
-                f"load of the experts over {scores.tokens:,} tokens: CV {scores.load_cv:.3f} (uniform routing shows "
-                f"{scores.load_cv_floor:.3f}), MaxVio {scores.load_max_violation:.2f}, dead experts {scores.dead_experts}"
+                f"load of the experts over {score.tokens:,} tokens: CV {score.load_cv:.3f} (uniform routing shows "
+                f"{score.load_cv_floor:.3f}), MaxVio {score.load_max_violation:.2f}, dead experts {score.dead_experts}"
             )

@@ -49,7 +49,7 @@ def why_not(*tensors: Tensor) -> str | None:
     """The reason why kernels cannot take these tensors, or None. ValueError for different devices."""
     devices = {tensor.device for tensor in tensors}
     if len(devices) != 1:
-        raise ValueError(f"tensors on {', '.join(sorted(map(str, devices)))}: move them to one device")
+        raise ValueError(f"device={', '.join(sorted(map(str, devices)))}: move the tensors to one device")
     (device,) = devices
     if (missing := _no_triton()) is not None:
         return missing

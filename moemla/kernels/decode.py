@@ -175,17 +175,17 @@ def _check(name: str, tensor: Tensor, shape: tuple, q: Tensor) -> None:
     """ValueError where a tensor has another shape than it must, or another type than the query."""
     if tuple(tensor.shape) != shape or tensor.dtype != q.dtype:
         right = f"must be {shape} and {q.dtype}"
-        raise ValueError(f"{name} {tuple(tensor.shape)}, {tensor.dtype}: {right}")
+        raise ValueError(f"{name}.shape={tuple(tensor.shape)}, {tensor.dtype}: {right}")
 
 
 def _check_rows(n_slots: int, lengths: Tensor | None, batch: int) -> Tensor | None:
     """The lengths without gaps. ValueError for an empty cache, and for lengths that are no (B,) whole numbers."""
     if n_slots == 0:
-        raise ValueError("the cache is empty: a token needs a slot to look at")
+        raise ValueError("cache: is empty, and a token needs a slot to look at")
     if lengths is None:
         return None
     if lengths.shape != (batch,) or lengths.is_floating_point():
-        raise ValueError(f"lengths {tuple(lengths.shape)}, {lengths.dtype}: must be ({batch},), whole numbers")
+        raise ValueError(f"lengths.shape={tuple(lengths.shape)}, {lengths.dtype}: must be ({batch},), whole numbers")
     return lengths.contiguous()
 
 
@@ -221,10 +221,11 @@ def latent_decode(
     if bias is not None:
         _check("bias", bias, (heads * width,), q)
     if width % 2:
-        raise ValueError(f"q {tuple(q.shape)}: heads must have an even width")
+        raise ValueError(f"q.shape={tuple(q.shape)}: heads must have an even width")
     turned = cos is not None
     if turned and (len(cos) < n_slots or cos.shape[1] != width // 2 or cos.shape != sin.shape):
-        raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (at least {n_slots}, {width // 2})")
+        right = f"must be (at least {n_slots}, {width // 2})"
+        raise ValueError(f"cos.shape={tuple(cos.shape)}, sin.shape={tuple(sin.shape)}: {right}")
     lengths = _check_rows(n_slots, lengths, batch)
     q, weight, k_latent, v_latent = q.contiguous(), weight.contiguous(), _dense_rows(k_latent), _dense_rows(v_latent)
     if batch == 0:

@@ -277,15 +277,16 @@ def _check(x, w_in, w_out, index, gate, activation) -> None:
     wanted = {"x": (len(x), d_model), "w_in": (n_experts, d_model, factor * width), "gate": tuple(index.shape)}
     for name, tensor in (("x", x), ("w_in", w_in), ("gate", gate)):
         if tuple(tensor.shape) != wanted[name]:
-            raise ValueError(f"{name} {tuple(tensor.shape)}: must be {wanted[name]} beside w_out {tuple(w_out.shape)}")
+            right = f"must be {wanted[name]} beside w_out {tuple(w_out.shape)}"
+            raise ValueError(f"{name}.shape={tuple(tensor.shape)}: {right}")
     if len(index) != len(x):
-        raise ValueError(f"index {tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
+        raise ValueError(f"index.shape={tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
     if not x.dtype == w_in.dtype == w_out.dtype:
-        raise ValueError(f"x is {x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
+        raise ValueError(f"x.dtype={x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
     if index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"index is {index.dtype}: must be whole numbers")
+        raise ValueError(f"index.dtype={index.dtype}: must be whole numbers")
     if index.numel() >= 2**31:
-        raise ValueError(f"{index.numel()} slots: rows are counted in 32 bits; split the batch")
+        raise ValueError(f"index.shape={tuple(index.shape)}: rows are counted in 32 bits; split the batch")
 
 
 @torch.library.custom_op("moemla::routed_experts", mutates_args=())

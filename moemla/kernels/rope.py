@@ -59,11 +59,12 @@ def rope(
     """
     batch, heads, steps, width = x.shape
     if cos.shape != sin.shape or cos.dim() != 2 or 2 * cos.shape[1] != width:
-        raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (S, {width}/2) for heads of {width}")
+        right = f"must be (S, {width}/2) for heads of {width}"
+        raise ValueError(f"cos.shape={tuple(cos.shape)}, sin.shape={tuple(sin.shape)}: {right}")
     if positions is not None and positions.shape not in ((batch, steps), (1, steps)):
-        raise ValueError(f"positions {tuple(positions.shape)}: must be ({batch} or 1, {steps})")
+        raise ValueError(f"positions.shape={tuple(positions.shape)}: must be ({batch} or 1, {steps})")
     if positions is not None and positions.is_floating_point():
-        raise ValueError(f"positions are {positions.dtype}: must be whole numbers")
+        raise ValueError(f"positions.dtype={positions.dtype}: must be whole numbers")
     out = torch.empty_like(x)
     table = x if positions is None else positions
     strides = (0, 0) if positions is None else (positions.stride(0) * (len(positions) > 1), positions.stride(1))

@@ -128,11 +128,12 @@ def route(
     """
     n_tokens, n_experts = logits.shape
     if logits.dtype != torch.float32 or bias.dtype != torch.float32 or bias.shape != (n_experts,):
-        raise ValueError(f"logits {tuple(logits.shape)}, bias {tuple(bias.shape)}: must be float32, (N, E) and (E,)")
+        shapes = f"logits.shape={tuple(logits.shape)}, bias.shape={tuple(bias.shape)}"
+        raise ValueError(f"{shapes}: must be float32, (N, E) and (E,)")
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
     if valid is not None and (valid.shape != (n_tokens,) or valid.dtype != torch.bool):
-        raise ValueError(f"valid {tuple(valid.shape)}, {valid.dtype}: must be ({n_tokens},), True or False")
+        raise ValueError(f"valid.shape={tuple(valid.shape)}, {valid.dtype}: must be ({n_tokens},), True or False")
     logits, bias = logits.contiguous(), bias.contiguous()
     mask = logits if valid is None else valid.contiguous().view(torch.uint8)
     index = logits.new_empty((n_tokens, top_k), dtype=torch.int64)

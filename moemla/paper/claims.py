@@ -129,28 +129,31 @@ def _problem(claim: Claim, claims: dict[str, Claim]) -> str | None:
         typed += ("consistent", "contradicted")
     free = derived or (claim.kind == "setting" and claim.status is None)
     places = [place for place in claim.where.split(" with ") if not is_place(place)]
-    rules = {
-        f"kind={claim.kind!r}; it is one of {', '.join(KINDS)}": claim.kind in KINDS,
-        f"chapter={claim.chapter!r}; it is 1 to {CHAPTERS}": claim.chapter in range(1, CHAPTERS + 1),
-        "where and printed must say something": bool(claim.where and claim.printed),
-        f"where={', '.join(places)!r} is no place of the paper": not places,
-        f"unknown function {', '.join(unknown)}": not unknown,
-        f"of names no claim: {', '.join(strangers)}": not strangers,
-        "an arithmetic claim is computed": claim.kind != "arithmetic" or claim.computed is not None,
-        "an aside is computed and expects nothing": claim.kind != "aside" or bool(claim.computed and not claim.expect),
-        "its status follows from its numbers: leave it out": not (derived and claim.status),
-        f"status={claim.status!r}; without a computed one it is {', '.join(typed)}": free or claim.status in typed,
-        "a tolerance has its reason, `because`": (claim.tolerance is None) == (claim.because is None),
-        "a reading belongs to what is computed": claim.reading is None or claim.kind == "arithmetic",
-        "a result names its scale": claim.result is None or "scale" in claim.result,
-    }
-    broken = next((text for text, holds in rules.items() if not holds), None)
-    if broken is None and derived and claim.kind != "aside" and claim.expect is None:
+    aside, reason = claim.kind == "aside", claim.because is not None
+    rules = (
+        (claim.kind in KINDS, f"kind={claim.kind!r}: choose one of {', '.join(KINDS)}"),
+        (claim.chapter in range(1, CHAPTERS + 1), f"chapter={claim.chapter!r}: must be 1 to {CHAPTERS}"),
+        (claim.where and claim.printed, "where and printed must say something"),
+        (not places, f"where={', '.join(places)!r}: no place of the paper"),
+        (not unknown, f"function={', '.join(unknown)!r}: there is none of that name"),
+        (not strangers, f"of={', '.join(strangers)!r}: no such claim"),
+        (claim.kind != "arithmetic" or claim.computed is not None, "an arithmetic claim is computed"),
+        (not aside or (claim.computed and not claim.expect), "an aside is computed and expects nothing"),
+        (not (derived and claim.status), f"status={claim.status!r}: follows from the numbers; leave it out"),
+        (free or claim.status in typed, f"status={claim.status!r}: if none is computed, one of {', '.join(typed)}"),
+        ((claim.tolerance is not None) == reason, "a tolerance has its reason, `because`"),
+        (claim.reading is None or claim.kind == "arithmetic", "a reading belongs to what is computed"),
+        (claim.result is None or "scale" in claim.result, "a result names its scale"),
+    )
+    for holds, text in rules:
+        if not holds:
+            return text
+    if derived and not aside and claim.expect is None:
         try:
             printed_number(claim.printed)
         except ClaimError as error:
             return str(error)
-    return broken
+    return None
 
 
 def missing_cells(claims: Iterable[Claim]) -> list[str]:
@@ -169,7 +172,7 @@ def printed_number(text: str) -> tuple[float, float]:
         return int(fraction[1]) / int(fraction[2]), 0.0
     number = _NUMBER.match(text.lstrip("±<> "))
     if not number:
-        raise ClaimError(f"printed={text!r} must begin with its number")
+        raise ClaimError(f"printed={text!r}: must begin with its number")
     mantissa, _, exponent = number[0].replace(",", "").partition("e")
     decimals = len(mantissa.partition(".")[2])
     scale = 10.0 ** int(exponent or 0)

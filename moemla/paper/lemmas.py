@@ -7,6 +7,7 @@ routed ones. Built in chapter 3.
 from typing import Any
 
 from moemla.complexity import block_macs_per_token
+from moemla.config import require
 
 
 def printed_mha_macs(n: int, d: int) -> int:
@@ -32,8 +33,7 @@ def corrected_mla_macs(n: int, d: int, r: int, n_heads: int, form: str = "rebuil
     applied after the weighted sum) attends over the latent once a head: 2n^2 H r. Rotating K after eq. 14,
     as the paper does, rules the second out for K.
     """
-    if form not in ("rebuilt", "absorbed"):
-        raise ValueError(f"form={form!r} is unknown; it is 'rebuilt' or 'absorbed'")
+    require(form in ("rebuilt", "absorbed"), "form", form, "choose 'rebuilt' or 'absorbed'")
     attended = d if form == "rebuilt" else n_heads * r
     return 2 * n * d**2 + 4 * n * d * r + 2 * n**2 * attended
 

@@ -280,7 +280,7 @@ def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
             inner, at = _parse(tokens, at, ">")
             branches[-1].append((_OPTION, inner))
         elif token in "]>":
-            raise ValueError(f"story template has {token!r} without its opening: {''.join(tokens)!r}")
+            raise ValueError(f"template={''.join(tokens)!r}: {token!r} has no opening")
         elif token[0] == "@":
             branches[-1].append((_MACRO, token[1:]))
         elif token[0] == "{":
@@ -297,11 +297,11 @@ def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
                 branches[-1].append((_ARTICLE, token[-2]))
     else:
         if closing:
-            raise ValueError(f"story template lacks {closing!r}: {''.join(tokens)!r}")
+            raise ValueError(f"template={''.join(tokens)!r}: lacks {closing!r}")
     if closing == "]":
         return (_CHOICE, tuple(tuple(branch) for branch in branches)), at
     if len(branches) > 1:
-        raise ValueError(f"story template has '|' outside brackets: {''.join(tokens)!r}")
+        raise ValueError(f"template={''.join(tokens)!r}: '|' stands outside brackets")
     return tuple(branches[0]), at
 
 
