@@ -36,10 +36,6 @@ SIZES = {
 ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
 VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
 MATCHES = ("parameters", "active", "literal", "flops")
-WARMUP = 50  # steps of a training, where none are given
-VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
-# Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
-ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
 ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which fast products on a GPU ask for
 
 
@@ -49,10 +45,15 @@ def require(condition: bool, field: str, value: Any, right: str) -> None:
         raise ValueError(f"{field}={value!r}: {right}")
 
 
-def require_count(field: str, value: Any) -> None:
-    """`require` for a whole number of at least 1."""
+def require_count(field: str, value: Any, least: int = 1) -> None:
+    """`require` for a whole number of at least `least`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, field, value, "must be a whole number of at least 1")
+    require(whole and value >= least, field, value, f"must be a whole number of at least {least}")
+
+
+VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
+# Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
+ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
 
 
 def stored_fields(
@@ -60,8 +61,8 @@ def stored_fields(
 ) -> dict[str, Any]:
     """What a file holds for the class `name`, with `ADDED` for the fields that it is too old to have.
 
-    ValueError for a field that is not `known`, naming it and the `version` of the file where that is newer. Built in
-    chapter 13.
+    ValueError for a field that is not `known`, naming it and the `version` of the file where that is newer.
+    Built in chapter 13.
     """
     version = values.get("version", version or 0)
     values = {field: value for field, value in values.items() if field != "version"}
@@ -70,6 +71,14 @@ def stored_fields(
     right = f"written by a newer moemla (version {version}; this one knows {VERSION}): use that one" if newer else ""
     require(not unknown, "fields", unknown, right or f"no such field of {name}")
     return ADDED.get(name, {}) | values
+
+
+def architecture(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that say what the model computes, without `backend`, which says by what code.
+
+    Two runs whose configs differ in nothing else are one run. Built in chapter 13.
+    """
+    return {name: value for name, value in values.items() if name != "backend"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,7 @@ class ModelConfig:
                 object.__setattr__(self, name, value)
 
         for name in ("d_model", "n_heads"):
-            self._positive(name)
+            require_count(name, getattr(self, name))
         near = self.d_model // ROW * ROW
         right = f"must be a multiple of {ROW} (rows of 16 bytes in 16-bit types), such as {max(near, ROW)}"
         require(self.d_model % ROW == 0, "d_model", self.d_model, right)
@@ -151,13 +160,10 @@ class ModelConfig:
         default("scores", "softmax" if literal else "sigmoid")
         default("bias_in_gate", literal)
 
-    def _positive(self, name: str) -> None:
-        require_count(name, getattr(self, name))
-
     def _check(self) -> None:
         for field in fields(self):
             if field.type in (int, int | None) and field.name not in ("n_shared", "n_dense_layers"):
-                self._positive(field.name)
+                require_count(field.name, getattr(self, field.name))
             if field.type is float:
                 value = getattr(self, field.name)
                 number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -165,9 +171,7 @@ class ModelConfig:
         for name in ("rope_learnable", "renormalise", "bias_in_gate", "bias", "tie_embeddings"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
         for name in ("n_shared", "n_dense_layers"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(whole and value >= 0, name, value, "must be a whole number of 0 or more")
+            require_count(name, getattr(self, name), least=0)
         leading, most = self.n_dense_layers, self.n_layers if self.ffn == "moe" else 0
         right = f"must be at most n_layers={most}" if most else "only ffn='moe' has leading dense layers"
         require(leading <= most, "n_dense_layers", leading, right)
@@ -307,7 +311,7 @@ def _match_d_ff(cls, settings: dict[str, Any]) -> int:
 
 def _match_flops(cls, settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The width, with an even head and 16-byte rows, whose forward FLOPs come nearest to the reference's."""
-    target = complexity.flops_per_token(_reference(cls, settings), seq_len=settings.get("max_seq_len", 512))
+    target = complexity.flops_per_token(_reference(cls, settings), seq_len=settings.get("max_seq_len", cls.max_seq_len))
     step = math.lcm(2 * settings["n_heads"], ROW)
     candidates = []
     for width in range(step, 4 * settings["d_model"] + 1, step):
@@ -315,6 +319,9 @@ def _match_flops(cls, settings: dict[str, Any], changes: dict[str, Any]) -> dict
         config = cls(**wide)
         candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
     return min(candidates)[2]
+
+
+WARMUP = 50  # steps of a training, where none are given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
 
 UNUSABLE = "the weights are damaged, or their training diverged"
-SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
 
 
 def whole(model: nn.Module) -> LanguageModel:
@@ -184,6 +183,9 @@ def _own(cache: Cache, texts: list[list[int]], max_len: int, model: LanguageMode
     if cache.length + max(news) > cache.max_len:  # the longest prefix and the longest rest stand in different rows
         cache.crop(min(cache.lengths))
     return cache
+
+
+SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
 
 
 def _filled_by(model: LanguageModel, cache: Cache) -> bool:

@@ -52,8 +52,8 @@ HEADS = (_join_heads, _part_heads)
 MODEL = (
     ("embedding.weight", "model.embed_tokens.weight", SAME),
     ("norm.weight", "model.norm.weight", SAME),
-    ("head.weight", "lm_head.weight", SAME),
 )
+HEAD = (("head.weight", "lm_head.weight", SAME),)  # where it is a table of its own
 # In the layers: our names behind "blocks.N.", theirs behind "model.layers.N.".
 ATTENTION = (
     ("norm1.weight", "input_layernorm.weight", SAME),
@@ -85,16 +85,16 @@ SHARED = (
 
 
 def _table(config: ModelConfig):
-    """(our names, their names, how) of every weight of a model with this config."""
-    for ours, theirs, how in MODEL[: 2 if config.tie_embeddings else 3]:
-        yield [ours], [theirs], how
+    """(our names, their names, change) of every weight of a model with this config."""
+    for ours, theirs, change in MODEL + (() if config.tie_embeddings else HEAD):
+        yield [ours], [theirs], change
     for layer in range(config.n_layers):
         routed = EXPERTS + (SHARED if config.n_shared else ())
-        for ours, theirs, how in ATTENTION + (DENSE if layer < dense_layers(config) else routed):
+        for ours, theirs, change in ATTENTION + (DENSE if layer < dense_layers(config) else routed):
             yield (
                 [f"blocks.{layer}.{name}" for name in ours.split()],
                 [f"model.layers.{layer}.{name}" for name in theirs.split()],
-                how,
+                change,
             )
 
 

@@ -333,8 +333,8 @@ class LanguageModel(Layer):
 def unwrapped(model: nn.Module) -> LanguageModel:
     """The LanguageModel inside what DDP or torch.compile made of it; one that is not wrapped is returned as it is.
 
-    For the methods that a wrapper does not know: `save`, `routing`, `new_cache`. TypeError where there is none. Built
-    in chapter 13.
+    For the methods that a wrapper does not know: `save`, `routing`, `new_cache`. TypeError where there is none.
+    Built in chapter 13.
     """
     inner = model
     while not isinstance(inner, LanguageModel):

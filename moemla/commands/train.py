@@ -48,7 +48,7 @@ class Train:
         from moemla.training import train
 
         vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
-        length = max(512, self.train_config.seq_len)
+        length = max(ModelConfig.max_seq_len, self.train_config.seq_len)
         changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
         changes |= dict(norm=self.norm, activation=self.activation, bias=not self.no_bias)
         changes |= dict(setting(text) for text in self.set)

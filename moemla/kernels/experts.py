@@ -2,7 +2,7 @@
 
 A program takes BLOCK_M rows of one expert and gathers their tokens while it multiplies. Kept for the backward pass is
 the hidden layer before its activation, (M, F): neither the gathered tokens nor the experts' outputs. Where experts are
-narrow (F up to 64), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
+narrow (F up to ON_CHIP), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
 rows are then summed in their order: no atomics, the same sum each time. M = N A slots; products are summed in float32.
 Built in chapter 11.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moemla.kernels.dispatch import Dispatch, dispatch
 
-NARROW = 64  # hidden width up to which one kernel does the forward pass
+ON_CHIP = 64  # hidden width up to which one kernel does the forward pass
 GELU, SWIGLU, NONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _KINDS = {"gelu": GELU.value, "swiglu": SWIGLU.value}
 
@@ -305,11 +305,11 @@ def routed_experts(
     block_m = _block_m(n_slots, n_experts)
     where = dispatch(index, n_experts, block_m)
     with torch.cuda.device_of(x):
-        if width <= NARROW:
+        if width <= ON_CHIP:
             _narrow[(len(where.tile_expert),)](
                 x, w_in, w_out, z, y, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
                 x.shape[1], width, n_experts, x.stride(0), TOP_K=top_k, KIND=kind,
-                BLOCK_M=block_m, BLOCK_F=_block(width, NARROW), BLOCK_D=_block(x.shape[1], 64),
+                BLOCK_M=block_m, BLOCK_F=_block(width, ON_CHIP), BLOCK_D=_block(x.shape[1], 64),
             )  # fmt: skip
         else:
             _rows_of(x, w_in, z, gate, where, top_k, gather=True)

@@ -39,8 +39,6 @@ LEDGER = Path(__file__).with_name("claims.yml")
 CHAPTERS = 19
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _EXPECT = re.compile(r"([<>=])\s*(\S+)")
-# These round or count by themselves: the rounding of the printed numbers they are given is not varied.
-EXACT = ("combinations", "sizes_of_one_convention", "medium_millions", "nearest_width_with_even_heads")
 
 Number = int | float
 
@@ -247,6 +245,10 @@ def _is_setting(claim: Claim) -> bool:
     """An input, or arithmetic on inputs; a printed total or result is none, whatever it would follow from."""
     computed = claim.computed and FUNCTIONS[claim.computed].__module__ == arithmetic.__name__
     return claim.kind == "setting" or bool(computed and _rests_on_settings(claim))
+
+
+# These round or count by themselves: the rounding of the printed numbers they are given is not varied.
+EXACT = ("combinations", "sizes_of_one_convention", "medium_millions", "nearest_width_with_even_heads")
 
 
 def _compute(claim: Claim) -> tuple[Number, Number, Number, str]:
