@@ -1,5 +1,6 @@
 """Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query).
 
+Notable: torch's own product does the work, and keys or values that heads share are never copied for each of them.
 Built in chapter 2.
 """
 

@@ -21,12 +21,8 @@ from moemla.commands import COMMANDS
 from moemla.config import TrainConfig
 from moemla.errors import MoemlaError
 
-KINDS = {
-    "INT": "a whole number",
-    "[INT": "whole numbers",
-    "FLOAT": "a number",
-    "{None}": "None",
-}  # tyro's words
+# What tyro calls a type, and what is said of it here.
+KINDS = {"INT": "a whole number", "[INT": "whole numbers", "FLOAT": "a number", "{None}": "None"}
 
 DESCRIPTION = (
     "Mixture of experts, latent attention and rotary positions for small language models. --version prints the "

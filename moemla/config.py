@@ -267,14 +267,13 @@ def setting(text: str) -> tuple[str, Any]:
     kinds = {field.name: field.type for field in fields(ModelConfig)}
     require(name in kinds and bool(value), "set", text, f"FIELD=VALUE, a field being one of {', '.join(kinds)}")
     kind = next(kind for kind in (bool, int, float, str) if kinds[name] in (kind, kind | None))
-    words = {"a whole number": int, "a number": float, "True or False": bool}
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
     try:
         if kind is bool:
             return name, {"true": True, "false": False}[value.lower()]
         return name, kind(value)
     except (ValueError, KeyError):
-        right = next(word for word, meant in words.items() if meant is kind)
-        raise ValueError(f"set={text!r}: {name} must be {right}") from None
+        raise ValueError(f"set={text!r}: {name} must be {words[kind]}") from None
 
 
 def fine_width(d_model: int) -> int:
@@ -286,18 +285,8 @@ def fine_width(d_model: int) -> int:
 
 
 def _reference(cls, settings: dict[str, Any]) -> ModelConfig:
-    kept = (
-        "vocab_size",
-        "max_seq_len",
-        "n_layers",
-        "d_model",
-        "n_heads",
-        "norm",
-        "activation",
-        "bias",
-        "tie_embeddings",
-    )
-    shared = {name: settings[name] for name in kept if name in settings}
+    kept = ("vocab_size", "max_seq_len", "n_layers", "d_model", "n_heads", "norm", "activation", "bias")
+    shared = {name: settings[name] for name in (*kept, "tie_embeddings") if name in settings}
     return cls(**shared, attention="mha", ffn="dense", positions=settings["positions"])
 
 
@@ -313,12 +302,13 @@ def _match_flops(cls, settings: dict[str, Any], changes: dict[str, Any]) -> dict
     """The width, with an even head and 16-byte rows, whose forward FLOPs come nearest to the reference's."""
     target = complexity.flops_per_token(_reference(cls, settings), seq_len=settings.get("max_seq_len", cls.max_seq_len))
     step = math.lcm(2 * settings["n_heads"], ROW)
-    candidates = []
-    for width in range(step, 4 * settings["d_model"] + 1, step):
-        wide = settings | {"d_model": width} | changes
+    widths = range(step, 4 * settings["d_model"] + 1, step)
+
+    def distance(wide: dict[str, Any]) -> int:
         config = cls(**wide)
-        candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
-    return min(candidates)[2]
+        return abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target)
+
+    return min((settings | {"d_model": width} | changes for width in widths), key=distance)
 
 
 WARMUP = 50  # steps of a training, where none are given

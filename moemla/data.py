@@ -1,6 +1,7 @@
 """`prepare`: from text to a tokenizer and token shards, with a record of what was made from what.
 
-Built in chapter 1.
+Notable: `data.json` is written last and says what the folder holds and claims, so that the same call again returns at
+once and what was not made here is not overwritten. Built in chapter 1.
 """
 
 import hashlib

@@ -1,4 +1,8 @@
-"""Sampling: one token after another, with a cache or without; the same tokens either way. Built in chapter 5."""
+"""Sampling: one token after another, with a cache or without; the same tokens either way.
+
+Notable: each row draws from a generator of its own, so a story does not depend on its neighbours; prompts of any
+lengths go together; a cache may hold their beginning, and is looked at before it is believed. Built in chapter 5.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

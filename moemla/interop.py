@@ -26,13 +26,26 @@ from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
 from moemla.tokenizer import EOT, Tokenizer
 
-# How a weight changes: (ours to theirs, theirs to ours), each from the config and tensors to as many as are needed.
-SAME = (lambda config, weight: (weight,),) * 2
-TURNED = (lambda config, weight: (weight.mT,),) * 2  # they multiply by the transpose: (E, D, 2F) is (E, 2F, D) there
-HALVES = (  # SwiGLU: the half under silu first, then the other
-    lambda config, both: both.chunk(2),
-    lambda config, gate, value: (torch.cat((gate, value)),),
-)
+# A change of weights is two functions, ours to theirs and theirs to ours, from the config and tensors to tensors.
+
+
+def _same(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
+    return (weight,)
+
+
+def _turned(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
+    """They multiply by the transpose: (E, D, 2F) is (E, 2F, D) there."""
+    return (weight.mT,)
+
+
+def _halves(config: ModelConfig, both: Tensor) -> tuple[Tensor, ...]:
+    """SwiGLU: the half under silu first, then the other."""
+    return both.chunk(2)
+
+
+def _whole(config: ModelConfig, gate: Tensor, value: Tensor) -> tuple[Tensor]:
+    """The inverse of `_halves`."""
+    return (torch.cat((gate, value)),)
 
 
 def _join_heads(config: ModelConfig, k_up: Tensor, v_up: Tensor) -> tuple[Tensor]:
@@ -48,7 +61,7 @@ def _part_heads(config: ModelConfig, kv_up: Tensor) -> tuple[Tensor, Tensor]:
     return rearrange(k_up, "h k r -> (h k) r"), rearrange(v_up, "h k r -> (h k) r")
 
 
-HEADS = (_join_heads, _part_heads)
+SAME, TURNED, HALVES, HEADS = (_same, _same), (_turned, _turned), (_halves, _whole), (_join_heads, _part_heads)
 MODEL = (
     ("embedding.weight", "model.embed_tokens.weight", SAME),
     ("norm.weight", "model.norm.weight", SAME),

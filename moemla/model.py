@@ -1,6 +1,7 @@
 """The language model: pre-norm blocks of attention and feed-forward between a token table and its transpose.
 
-A block is eqs. 11-12. Built in chapter 5.
+A block is eqs. 11-12. Notable: one rotary table serves all layers; head and embedding are one table as long as they
+share their numbers, whatever the config says; only `Block` and the model read the config. Built in chapter 5.
 """
 
 import os

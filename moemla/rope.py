@@ -1,6 +1,7 @@
 """Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10).
 
-Built in chapter 4.
+Notable: the tables are float32 or wider in a model of any type, shared by all layers and no part of a checkpoint; both
+layouts of the pairs; learnable frequencies, as the text above eq. 9 has them, on request. Built in chapter 4.
 """
 
 import torch

@@ -1,4 +1,8 @@
-"""Stories as text: files with a mark between stories, and the TinyStories corpus on its hub. Built in chapter 1."""
+"""Stories as text: files with a mark between stories, and the TinyStories corpus on its hub.
+
+Notable: stories come one at a time, however long the file; what came from the hub is kept, and a second call goes on
+behind it. Built in chapter 1.
+"""
 
 import os
 import warnings
