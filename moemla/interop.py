@@ -26,9 +26,6 @@ from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
 from moemla.tokenizer import EOT, Tokenizer
 
-# A change of weights is two functions, ours to theirs and theirs to ours, from the config and tensors to tensors.
-
-
 def _same(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
     return (weight,)
 
@@ -61,6 +58,7 @@ def _part_heads(config: ModelConfig, kv_up: Tensor) -> tuple[Tensor, Tensor]:
     return rearrange(k_up, "h k r -> (h k) r"), rearrange(v_up, "h k r -> (h k) r")
 
 
+# How weights change, ours to theirs and theirs to ours.
 SAME, TURNED, HALVES, HEADS = (_same, _same), (_turned, _turned), (_halves, _whole), (_join_heads, _part_heads)
 MODEL = (
     ("embedding.weight", "model.embed_tokens.weight", SAME),
