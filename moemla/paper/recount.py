@@ -177,7 +177,7 @@ def latent_over_head() -> Value:
     return RATIO * WIDTH / (WIDTH / HEADS), f"r = {RATIO * WIDTH:.0f}, d_k = {WIDTH // HEADS}"
 
 
-# Lemmas and theorems of section 3.2. The formulas are in `complexity`; here they meet the paper's settings.
+# Lemmas and theorems of section 3.2. The formulas are in `lemmas`; here they meet the paper's settings.
 
 
 def lemma_3_1(form: str, n: int = SEQUENCE) -> Value:
