@@ -26,6 +26,7 @@ from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
 from moemla.tokenizer import EOT, Tokenizer
 
+
 def _same(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
     return (weight,)
 

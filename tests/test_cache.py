@@ -139,7 +139,7 @@ def test_wrong_arguments():
     cache = LatentCache(latent_dim=2, batch_size=2, max_len=4)
     with pytest.raises(ValueError, match="length=-1"):
         cache.crop(-1)
-    with pytest.raises(ValueError, match="steps=.*: one number, or one for each of the 2 rows"):
+    with pytest.raises(ValueError, match=r"steps=.*: one number, or one for each of the 2 rows"):
         cache.advance([1, 1, 1])
     with pytest.raises(IndexError, match="layer=1"):
         cache[1]

@@ -183,7 +183,7 @@ def test_the_cache_of_another_layer():
         cache.LatentCache(latent_dim=5, **CACHE),
         cache.JointLatentCache(latent_dim=4, d_rope=4, **CACHE),
     ):
-        with pytest.raises(ValueError, match=rf"cache={type(other).__name__}: keeps \(heads, width\) .* this layer has"):
+        with pytest.raises(ValueError, match=rf"cache={type(other).__name__}: keeps \(heads, width\) .* layer has"):
             layer(x, other[0])
     heads = MultiHeadAttention(d_model=12, n_heads=3)
     with pytest.raises(ValueError, match=r"keeps .*\(1, 4\).* this layer has .*\(3, 4\)"):

@@ -24,7 +24,7 @@ VAGUE: set[str] = {
     "shards",
     "training",
 }
-NAMELESS: set[str] = {"optim", "results", "shards"}
+NAMELESS: set[str] = {"optim", "shards"}
 
 
 def documented(tree):
@@ -43,8 +43,8 @@ def unless(module, waiting):
 @pytest.mark.parametrize("module", [unless(module, LONG) for module in MODULES])
 def test_a_docstring_begins_with_a_whole_sentence_on_one_line(module):
     for name, text in documented(MODULES[module]):
-        first = text.split("\n\n")[0]
-        assert "\n" not in first and len(first) <= 114, f"{module}.{name}: {first!r} is not one line"
+        first = text.split("\n\n")[0].strip()
+        assert "\n" not in first, f"{module}.{name}: {first!r} is not one line"
         assert first[-1] in ".:" and first.count("(") == first.count(")"), f"{module}.{name}: {first!r} is cut off"
 
 

@@ -579,8 +579,7 @@ def _thing(teller, other: str = "", where: str = "") -> tuple[str, ...]:
 
 
 def choose(teller, key: str) -> None:
-    """Puts `key`, and what is decided with it, into the teller's world. Raises KeyError for a slot that is not known.
-    """
+    """Puts `key`, and what is decided with it, into the teller's world; KeyError for a slot that is not known."""
     world, kid = teller.world, teller.kind == "kid"
     if key in ("o", "oa", "do", "did", "doing", "broke", "mender"):
         row = _thing(teller, world.get("x", ""), world.get("where", ""))
