@@ -156,7 +156,7 @@ def _whole_rows(path: Path) -> tuple[int, int]:
 def watched(
     items: Iterable[str], label: str, total: int | None, progress: Report | None, start: int = 0
 ) -> Iterator[str]:
-    """`items`, with a report at their beginning, after each CHUNK of them, and at their end."""
+    """`items`, reported at their beginning, after each CHUNK of them, and at their end. Built in chapter 13."""
     done = start
     if progress:
         progress(label, done, total)
@@ -169,7 +169,7 @@ def watched(
 
 
 def then(items: Iterable[str], label: str, progress: Report | None) -> Iterator[str]:
-    """`items`, and a report that what follows them has begun."""
+    """`items`, and a report that what follows them has begun. Built in chapter 13."""
     yield from items
     if progress:
         progress(label, 0, None)
