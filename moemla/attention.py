@@ -1,4 +1,8 @@
-"""Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query)."""
+"""Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query).
+
+Notable: torch's own product does the work, and keys or values that heads share are never copied for each of them.
+Built in chapter 2.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +18,12 @@ from moemla.rope import RotaryEmbedding
 
 
 def split_heads(x: Float[Tensor, "b t hk"], heads: int) -> Float[Tensor, "b h t k"]:
-    """(B, T, H K) -> (B, H, T, K), a view. Built in chapter 2."""
+    """(B, T, H K) -> (B, H, T, K), a view."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Float[Tensor, "b h t k"]) -> Float[Tensor, "b t hk"]:
-    """(B, H, T, K) -> (B, T, H K). Built in chapter 2."""
+    """(B, H, T, K) -> (B, T, H K)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -31,7 +35,7 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Float[Tensor, "b h t w"]:
-    """softmax(q k^T / sqrt(K)) v of eq. 5. Built in chapter 2.
+    """softmax(q k^T / sqrt(K)) v of eq. 5.
 
     q (B, H, T, K), k (B, G, S, K), v (B, G, S, W) with H a multiple of G. mask (B or 1, 1, T, S) is True where a query
     may look. Without a mask T > 1 queries are causal over as many keys, and a single query sees them all. `scale`
@@ -118,11 +122,11 @@ class MultiHeadAttention(Layer):
         require_count("n_kv_heads", n_kv_heads)
         require(n_heads % n_kv_heads == 0, "n_kv_heads", n_kv_heads, f"must divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads, self.dropout, self.rope = n_heads, n_kv_heads, dropout, rope
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * d_head, **how)
-        self.k_proj = Linear(d_model, n_kv_heads * d_head, **how)
-        self.v_proj = Linear(d_model, n_kv_heads * d_head, **how)
-        self.out_proj = Linear(n_heads * d_head, d_model, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * d_head, **projection)
+        self.k_proj = Linear(d_model, n_kv_heads * d_head, **projection)
+        self.v_proj = Linear(d_model, n_kv_heads * d_head, **projection)
+        self.out_proj = Linear(n_heads * d_head, d_model, **projection)
 
     def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
         q = split_heads(self.q_proj(x), self.n_heads)

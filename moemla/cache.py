@@ -8,7 +8,7 @@ Every cache is a few buffers of shape (L, B, heads, S, width), allocated once; o
     JointLatentCache  latent and rotated key    1 x (R + d_rope)  R + d_rope      (DeepSeek-V2)
 
 A slot holds the token of that position, so row b sees slot s exactly when s <= its own position. Rows may have
-different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten.
+different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten. Built in chapter 2.
 """
 
 from copy import copy
@@ -26,7 +26,7 @@ def _require_counts(**counts: int) -> None:
 
 
 class Cache:
-    """Preallocated buffers for `max_len` tokens of `batch_size` rows in `n_layers` layers. Built in chapter 2.
+    """Preallocated buffers for `max_len` tokens of `batch_size` rows in `n_layers` layers.
 
     An attention layer calls `cache[i].append(...)`; whoever runs the layers calls `advance` once after the last of
     them.
@@ -46,45 +46,39 @@ class Cache:
 
     @property
     def batch_size(self) -> int:
-        """Rows. Built in chapter 2."""
+        """Rows."""
         return len(self.lengths)
 
     @property
     def length(self) -> int:
-        """Tokens held by the longest row. Built in chapter 2."""
+        """Tokens held by the longest row."""
         return max(self.lengths)
 
     @property
     def uniform(self) -> bool:
-        """True while every row holds the same number of tokens. Built in chapter 2."""
+        """True while every row holds the same number of tokens."""
         return all(length == self.lengths[0] for length in self.lengths[1:])
 
     def __getitem__(self, layer: int) -> "LayerCache":
         if not 0 <= layer < self.n_layers:
-            raise IndexError(f"layer {layer}: this cache has layers 0 .. {self.n_layers - 1}")
+            raise IndexError(f"layer={layer}: this cache has layers 0 .. {self.n_layers - 1}")
         return LayerCache(self, layer)
 
     def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
-        """Positions of the next `steps` tokens of each row, (B, steps), or (1, steps) while the rows are equal.
-
-        Built in chapter 2.
-        """
+        """Positions of the next `steps` tokens of each row, (B, steps), or (1, steps) while the rows are equal."""
         rows = self.lengths[:1] if self.uniform else self.lengths
         return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
 
     def where(self, steps: int, device=None) -> tuple[int, int] | Tensor:
-        """The same for a table of positions: (first, behind the last) while the rows are equal, which takes a view.
-
-        Built in chapter 2.
-        """
+        """The same for a table of positions: (first, behind the last) while the rows are equal, which takes a view."""
         if self.uniform:
             return self.lengths[0], self.lengths[0] + steps
         return self.positions(steps, device)
 
     def require_room(self, steps: int) -> None:
-        """ValueError when `steps` more tokens do not fit. Built in chapter 2."""
+        """ValueError when `steps` more tokens do not fit."""
         if self.length + steps > self.max_len:
-            raise ValueError(f"{self.length} tokens held and {steps} more exceed the cache's max_len={self.max_len}")
+            raise ValueError(f"steps={steps}: with {self.length} tokens held they exceed max_len={self.max_len}")
 
     def remember(self, tokens: Int[Tensor, "b t"]) -> None:
         """Notes which tokens (B, T) are being appended, before `advance`: a model does. Built in chapter 14."""
@@ -95,32 +89,26 @@ class Cache:
             self.tokens[rows, self.positions(tokens.shape[1], tokens.device)] = tokens.long()
 
     def advance(self, steps: int | list[int]) -> None:
-        """Counts the tokens just appended: `steps` in every row, or a list with a number for each row.
-
-        Built in chapter 2.
-        """
+        """Counts the tokens just appended: `steps` in every row, or a list with a number for each row."""
         each = [steps] * self.batch_size if isinstance(steps, int) else list(steps)
         if len(each) != self.batch_size:
-            raise ValueError(f"{len(each)} lengths for a cache of {self.batch_size} rows")
+            raise ValueError(f"steps={each}: one number, or one for each of the {self.batch_size} rows")
         if min(each) < 0:
-            raise ValueError(f"{min(each)} tokens: must be 0 or more")
+            raise ValueError(f"steps={min(each)}: must be 0 or more")
         self.lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
 
     def reset(self) -> None:
-        """Forgets everything; the storage stays. Built in chapter 2."""
+        """Forgets everything; the storage stays."""
         self.lengths = [0] * self.batch_size
 
     def crop(self, length: int) -> None:
-        """Forgets the tokens from position `length` on, in every row. Built in chapter 2."""
+        """Forgets the tokens from position `length` on, in every row."""
         if length < 0:
             raise ValueError(f"length={length}: must be 0 or more")
         self.lengths = [min(length, held) for held in self.lengths]
 
     def select(self, rows: Int[Tensor, "n"] | list[int]) -> None:
-        """Keeps these rows, in this order; a row may be named more than once (beam search, shared prompts).
-
-        Built in chapter 2.
-        """
+        """Keeps these rows, in this order; a row may be named more than once (beam search, shared prompts)."""
         index = torch.as_tensor(rows, device=self.buffers[0].device)
         if index.dtype == torch.bool or not len(index):
             raise ValueError(f"rows={rows}: name at least one row, by its number")
@@ -130,10 +118,7 @@ class Cache:
         self.lengths = [self.lengths[row] for row in index.tolist()]
 
     def copy(self, max_len: int | None = None) -> "Cache":
-        """The same tokens in a storage of their own, with room for `max_len`: a prefix to go on from more than once.
-
-        Built in chapter 2.
-        """
+        """The same tokens in a storage of their own, with room for `max_len`: a prefix to go on from more than once."""
         twin = copy(self)
         twin.max_len = self.max_len if max_len is None else max_len
         twin.require_room(0)
@@ -147,32 +132,32 @@ class Cache:
         return twin
 
     def bytes_per_token(self) -> int:
-        """Bytes that one token takes in all layers, counted from the storage. Built in chapter 2."""
+        """Bytes that one token takes in all layers, counted from the storage."""
         return self.nbytes // (self.batch_size * self.max_len)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole storage. Built in chapter 2."""
+        """Bytes of the whole storage."""
         return sum(buffer.nbytes for buffer in self.buffers)
 
 
 class LayerCache:
-    """One layer's view of a cache: what an attention layer is given. Built in chapter 2."""
+    """One layer's view of a cache: what an attention layer is given."""
 
     def __init__(self, cache: Cache, layer: int):
         self.cache, self.layer = cache, layer
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
-        """Writes new tensors (B, heads, T, width) behind the tokens held and returns all that is held, (B, heads,
-        length + T, width): views, or copies in the new tensors' dtype where the cache has another.
+        """Writes new tensors (B, heads, T, width) behind the tokens held and returns all that is held.
+
+        (B, heads, length + T, width) each: views, or copies in the new tensors' dtype where the cache has another.
         """
         cache, steps = self.cache, new[0].shape[2]
         cache.require_room(steps)
-        kept, given = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
-        if kept != given:  # else a single head would be copied to all of them
-            raise ValueError(
-                f"{type(cache).__name__} keeps (heads, width) {kept}, this layer has {given}: another cache's"
-            )
+        kept, offered = ([(t.shape[-3], t.shape[-1]) for t in tensors] for tensors in (cache.buffers, new))
+        if kept != offered:  # else a single head would be copied to all of them
+            right = f"keeps (heads, width) {kept}, this layer has {offered}: take the cache of this form"
+            raise ValueError(f"cache={type(cache).__name__}: {right}")
         if any(tensor.requires_grad for tensor in new):
             raise RuntimeError(
                 "a cache keeps no gradients: call the model under torch.no_grad() or torch.inference_mode()"
@@ -181,7 +166,7 @@ class LayerCache:
         for buffer, tensor in zip(cache.buffers, new, strict=True):
             layer = buffer[self.layer]
             if tensor.shape[0] != cache.batch_size:
-                raise ValueError(f"{tensor.shape[0]} rows for a cache of {cache.batch_size}")
+                raise ValueError(f"rows={tensor.shape[0]}: this cache has {cache.batch_size}")
             if cache.uniform:
                 layer[:, :, cache.length : cache.length + steps] = tensor
             else:
@@ -213,7 +198,7 @@ class LayerCache:
 
 
 class KVCache(Cache):
-    """Keys and values of every key head: 2 H_kv K numbers per token and layer. Built in chapter 2."""
+    """Keys and values of every key head: 2 H_kv K numbers per token and layer."""
 
     def __init__(
         self, *, n_layers: int = 1, batch_size: int, max_len: int, n_kv_heads: int, d_head: int, dtype=None, device=None

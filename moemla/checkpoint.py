@@ -3,7 +3,7 @@
 A run's folder holds `config.json`, `tokenizer.json`, `train.json`, `metrics.jsonl` and `checkpoints/step-00001000/`. A
 checkpoint is written under another name, flushed to the disk and renamed: whatever kills the process, the last complete
 one can be loaded. `state.json` holds the checksums of the other files; where the last checkpoint has been damaged
-since, the one before it is taken, with a warning.
+since, the one before it is taken, with a warning. Built in chapter 13.
 """
 
 import hashlib
@@ -25,30 +25,30 @@ from moemla.files import read_json, write_json
 from moemla.model import LanguageModel, unwrapped
 from moemla.tokenizer import Tokenizer
 
-Found = TypeVar("Found")
+Content = TypeVar("Content")
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be stored in
 
 
 def checkpoints(run: str | os.PathLike) -> list[Path]:
-    """The complete checkpoints of a run, oldest first. Built in chapter 13."""
+    """The complete checkpoints of a run, oldest first."""
     return sorted(path for path in (Path(run) / "checkpoints").glob("step-*") if (path / "state.json").is_file())
 
 
-def newest(run: str | os.PathLike, read: Callable[[Path], Found]) -> Found:
+def newest(run: str | os.PathLike, read: Callable[[Path], Content]) -> Content:
     """`read` of the last checkpoint from which it can be done; those passed over are named in one warning.
 
-    MoemlaError, that of the last one, if none can be read. Built in chapter 13.
+    MoemlaError, that of the last one, if none can be read.
     """
     failed: list[tuple[Path, MoemlaError]] = []
     for path in sorted((Path(run) / "checkpoints").glob("step-*"), reverse=True):
         try:
-            found = read(path)
+            content = read(path)
         except MoemlaError as error:
             failed.append((path, error))
             continue
         for _, error in failed:
             warnings.warn(f"{error}; {path.name} is taken instead", stacklevel=3)
-        return found
+        return content
     if failed:
         raise failed[0][1]
     raise MoemlaError(f"{run} holds no model: neither model.safetensors nor a complete checkpoint")
@@ -108,7 +108,6 @@ def _remove(path: Path) -> None:
 
 def save_checkpoint(run: str | os.PathLike, model: nn.Module, optimizers, state: dict, keep: int = 2) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
-    Built in chapter 13.
 
     MoemlaError when it cannot be written (no space left): nothing half-written stays, earlier checkpoints do.
     """
@@ -150,7 +149,7 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 def load_checkpoint(path: str | os.PathLike, model: nn.Module, optimizers=()) -> dict:
     """Puts weights, optimizer and random state back; returns the saved `state`.
 
-    MoemlaError if it does not fit, is damaged, or holds a number that is none. Built in chapter 13.
+    MoemlaError if it does not fit, is damaged, or holds a number that is none.
     """
     from safetensors.torch import load_file
 
@@ -239,8 +238,7 @@ def _model(folder: Path, device, is_checkpoint: bool) -> LanguageModel:
 def data_folder(run: str | os.PathLike) -> Path:
     """Where the prepared data of a run lies now: by its place beside the run, else by its place at the time.
 
-    The folder's data.json must hold the hash that the run was trained on; MoemlaError where none does. Built in
-    chapter 13.
+    The folder's data.json must hold the hash that the run was trained on; MoemlaError where none does.
     """
     run = Path(run)
     facts = read_json(run / "train.json")
@@ -257,7 +255,7 @@ def data_folder(run: str | os.PathLike) -> Path:
 
 
 def save_best(run: str | os.PathLike, model: LanguageModel, tokenizer: Tokenizer, step: int, valid_loss: float) -> None:
-    """Makes this model the one in `best/`, whole or not at all. Built in chapter 13."""
+    """Makes this model the one in `best/`, whole or not at all."""
     target, part, old = (Path(run) / name for name in ("best", ".best.part", ".best.old"))
     try:
         shutil.rmtree(part, ignore_errors=True)  # by a process that was killed
@@ -275,7 +273,7 @@ def save_best(run: str | os.PathLike, model: LanguageModel, tokenizer: Tokenizer
 
 
 def best_of(run: str | os.PathLike) -> dict | None:
-    """`step` and `valid_loss` of the model in a run's `best/`; None where there is none. Built in chapter 13."""
+    """`step` and `valid_loss` of the model in a run's `best/`; None where there is none."""
     target, before = Path(run) / "best", Path(run) / ".best.old"
     if before.is_dir() and not target.exists():  # killed while the two were exchanged
         os.replace(before, target)

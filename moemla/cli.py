@@ -1,7 +1,7 @@
 """The command `moemla`: from text to a trained model and back to text.
 
 Exit codes: 0 done, 1 the work failed (one line says why; `--debug` shows the traceback), 2 wrong usage, 130
-interrupted.
+interrupted. Built in chapter 13.
 """
 
 import io
@@ -21,12 +21,8 @@ from moemla.commands import COMMANDS
 from moemla.config import TrainConfig
 from moemla.errors import MoemlaError
 
-KINDS = {
-    "INT": "a whole number",
-    "[INT": "whole numbers",
-    "FLOAT": "a number",
-    "{None}": "None",
-}  # tyro's words
+# What tyro calls a type, and what is said of it here.
+KINDS = {"INT": "a whole number", "[INT": "whole numbers", "FLOAT": "a number", "{None}": "None"}
 
 DESCRIPTION = (
     "Mixture of experts, latent attention and rotary positions for small language models. --version prints the "
@@ -43,7 +39,7 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 @_warnings_in_one_line()
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Built in chapter 13."""
+    """Runs one command and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
         print(f"moemla {__version__}")
@@ -95,9 +91,9 @@ def _parsed(arguments: list[str]) -> Any:
             raise
         option, reason, kind = wrong.groups()
         if option.startswith("--") and kind:
-            given = re.findall(r"'([^']*)'", reason)
+            typed = re.findall(r"'([^']*)'", reason)
             wanted = " or ".join(KINDS.get(part, part) for part in reversed(kind.split("|")))
-            reason = f"{option} {given[0] if given else ''}: must be {wanted}"
+            reason = f"{option} {typed[0] if typed else ''}: must be {wanted}"
         raise ValueError(reason) from None
 
 

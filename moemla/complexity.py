@@ -2,7 +2,7 @@
 
 Plain integers from anything that has the fields of `ModelConfig`: nothing is imported but the standard
 library. What is counted is what a built model holds; the tests compare the two. A multiply-add is one MAC,
-or two FLOPs.
+or two FLOPs. Built in chapter 9.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trainable numbers of a model, all layers together. Built in chapter 9.
+    """Trainable numbers of a model, all layers together.
 
     `active` is what one token touches: everything but the routed experts that it was not sent to. The token
     table counts whole (it is the head's matrix when tied). The balancing bias is a buffer and is in none of
@@ -33,17 +33,17 @@ class Parameters:
 
     @property
     def embedding(self) -> int:
-        """Token table, learned positions, and the head where it is not tied. Built in chapter 9."""
+        """Token table, learned positions, and the head where it is not tied."""
         return self.token_embedding + self.position_embedding + self.head
 
     @property
     def active_share(self) -> float:
-        """`active` over `total`. Built in chapter 9."""
+        """`active` over `total`."""
         return self.active / self.total
 
 
 def parameters(config: Any) -> Parameters:
-    """Count the parameters of `LanguageModel(config)` without building it (Table 1). Built in chapter 9."""
+    """Count the parameters of `LanguageModel(config)` without building it (Table 1)."""
     d, layers = config.d_model, config.n_layers
     token = config.vocab_size * d
     position = config.max_seq_len * d if config.positions == "learned" else 0
@@ -76,7 +76,7 @@ def parameters(config: Any) -> Parameters:
 
 
 def dense_layers(config: Any) -> int:
-    """Layers without experts: all where ffn is dense, else the leading `n_dense_layers`. Built in chapter 9."""
+    """Layers without experts: all where ffn is dense, else the leading `n_dense_layers`."""
     return config.n_layers if config.ffn == "dense" else getattr(config, "n_dense_layers", 0)
 
 
@@ -96,7 +96,7 @@ def attention_matrices(config: Any) -> list[tuple[int, int]]:
     if config.attention == "mla-decoupled":
         query = heads * (config.d_nope + config.d_rope)
         return [(d, query), (d, r + config.d_rope), (r, heads * config.d_nope), (r, value), (value, d)]
-    raise ValueError(f"attention={config.attention!r} is unknown; it is one of 'mha', 'mla', 'mla-decoupled'")
+    raise ValueError(f"attention={config.attention!r}: choose one of mha, mla, mla-decoupled")
 
 
 def _attention_extras(config: Any) -> int:
@@ -160,7 +160,7 @@ def cache_bytes_per_token(config: Any, dtype_bytes: int = 2) -> int:
     elif config.cache == "joint":
         width = config.latent_dim + config.d_rope
     else:
-        raise ValueError(f"cache={config.cache!r} is unknown; it is one of 'kv', 'latent', 'hybrid', 'joint'")
+        raise ValueError(f"cache={config.cache!r}: choose one of kv, latent, hybrid, joint")
     return config.n_layers * width * dtype_bytes
 
 

@@ -1,7 +1,7 @@
 """One configuration for every model of the book and one for every training: fields, checks, the paper's sizes.
 
 Needs no torch. A field left at None is filled in from the others when the config is made, so a finished config holds
-plain values only.
+plain values only. Built in chapter 5.
 """
 
 import math
@@ -36,23 +36,24 @@ SIZES = {
 ATTENTIONS = ("mha", "mha-rope", "gqa-rope", "mla", "mla-rope", "mla-decoupled")
 VARIANTS = (*ATTENTIONS, *(f"moe-{name}" for name in ATTENTIONS))
 MATCHES = ("parameters", "active", "literal", "flops")
-WARMUP = 50  # steps of a training, where none are given
-VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
-# Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
-ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
 ROW = 8  # widths in multiples of 8: rows of 16 bytes in 16-bit types, which fast products on a GPU ask for
 
 
 def require(condition: bool, field: str, value: Any, right: str) -> None:
-    """Raises ValueError naming the field, its value and what would be right. Built in chapter 5."""
+    """Raises ValueError naming the field, its value and what would be right."""
     if not condition:
         raise ValueError(f"{field}={value!r}: {right}")
 
 
-def require_count(field: str, value: Any) -> None:
-    """`require` for a whole number of at least 1. Built in chapter 5."""
+def require_count(field: str, value: Any, least: int = 1) -> None:
+    """`require` for a whole number of at least `least`."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, field, value, "must be a whole number of at least 1")
+    require(whole and value >= least, field, value, f"must be a whole number of at least {least}")
+
+
+VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
+# Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
+ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
 
 
 def stored_fields(
@@ -60,8 +61,8 @@ def stored_fields(
 ) -> dict[str, Any]:
     """What a file holds for the class `name`, with `ADDED` for the fields that it is too old to have.
 
-    ValueError for a field that is not `known`, naming it and the `version` of the file where that is newer. Built in
-    chapter 13.
+    ValueError for a field that is not `known`, naming it and the `version` of the file where that is newer.
+    Built in chapter 13.
     """
     version = values.get("version", version or 0)
     values = {field: value for field, value in values.items() if field != "version"}
@@ -72,10 +73,17 @@ def stored_fields(
     return ADDED.get(name, {}) | values
 
 
+def architecture(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that say what the model computes, without `backend`, which says by what code.
+
+    Two runs whose configs differ in nothing else are one run. Built in chapter 13.
+    """
+    return {name: value for name, value in values.items() if name != "backend"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of one language model, checked when it is made. Built in chapter 5; every chapter adds its
-    fields.
+    """The architecture of one language model, checked when it is made; every chapter adds its fields.
 
     Widths are counts of numbers, not bytes. `n_experts` counts the routed experts (the paper's N_r = 62), `n_shared`
     those that every token passes (N_s = 2), `top_k` the routed experts a token takes (k = 6). None means "follows from
@@ -132,7 +140,7 @@ class ModelConfig:
                 object.__setattr__(self, name, value)
 
         for name in ("d_model", "n_heads"):
-            self._positive(name)
+            require_count(name, getattr(self, name))
         near = self.d_model // ROW * ROW
         right = f"must be a multiple of {ROW} (rows of 16 bytes in 16-bit types), such as {max(near, ROW)}"
         require(self.d_model % ROW == 0, "d_model", self.d_model, right)
@@ -152,13 +160,10 @@ class ModelConfig:
         default("scores", "softmax" if literal else "sigmoid")
         default("bias_in_gate", literal)
 
-    def _positive(self, name: str) -> None:
-        require_count(name, getattr(self, name))
-
     def _check(self) -> None:
         for field in fields(self):
             if field.type in (int, int | None) and field.name not in ("n_shared", "n_dense_layers"):
-                self._positive(field.name)
+                require_count(field.name, getattr(self, field.name))
             if field.type is float:
                 value = getattr(self, field.name)
                 number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -166,9 +171,7 @@ class ModelConfig:
         for name in ("rope_learnable", "renormalise", "bias_in_gate", "bias", "tie_embeddings"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "must be True or False")
         for name in ("n_shared", "n_dense_layers"):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(whole and value >= 0, name, value, "must be a whole number of 0 or more")
+            require_count(name, getattr(self, name), least=0)
         leading, most = self.n_dense_layers, self.n_layers if self.ffn == "moe" else 0
         right = f"must be at most n_layers={most}" if most else "only ffn='moe' has leading dense layers"
         require(leading <= most, "n_dense_layers", leading, right)
@@ -223,20 +226,20 @@ class ModelConfig:
         base["attention"] = {"mha-rope": "mha", "gqa-rope": "mha", "mla-rope": "mla"}.get(attention, attention)
         if attention == "gqa-rope":
             base["n_kv_heads"] = base["n_heads"] // 4
-        given = base | changes
-        require_count("d_model", given["d_model"])
+        settings = base | changes
+        require_count("d_model", settings["d_model"])
         if matched == "flops":
-            given = _match_flops(cls, given, changes)
-        elif base["ffn"] == "moe" and "d_expert" not in changes and given.get("reading") != "literal":
+            settings = _match_flops(cls, settings, changes)
+        elif base["ffn"] == "moe" and "d_expert" not in changes and settings.get("reading") != "literal":
             width = {
-                "parameters": fine_width(given["d_model"]),
-                "active": given["d_model"] // 2,
-                "literal": given["d_model"],
+                "parameters": fine_width(settings["d_model"]),
+                "active": settings["d_model"] // 2,
+                "literal": settings["d_model"],
             }[matched]
-            given["d_expert"] = width
+            settings["d_expert"] = width
         elif base["ffn"] == "dense" and matched == "parameters" and "d_ff" not in changes:
-            given["d_ff"] = _match_d_ff(cls, given)
-        return cls(**given)
+            settings["d_ff"] = _match_d_ff(cls, settings)
+        return cls(**settings)
 
     def reference(self) -> "ModelConfig":
         """The dense multi-head model of the same depth, width and kind of positions: what this one is matched against.
@@ -246,14 +249,12 @@ class ModelConfig:
         return _reference(type(self), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, ready for JSON. Built in chapter 5."""
+        """All fields as plain values, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`, and of a file's "version"; ValueError for a field that does not exist. Built in
-        chapter 5.
-        """
+        """The inverse of `to_dict`, and of a file's "version"; ValueError for a field that does not exist."""
         return cls(**stored_fields("ModelConfig", [field.name for field in fields(cls)], values))
 
 
@@ -266,14 +267,13 @@ def setting(text: str) -> tuple[str, Any]:
     kinds = {field.name: field.type for field in fields(ModelConfig)}
     require(name in kinds and bool(value), "set", text, f"FIELD=VALUE, a field being one of {', '.join(kinds)}")
     kind = next(kind for kind in (bool, int, float, str) if kinds[name] in (kind, kind | None))
-    words = {"a whole number": int, "a number": float, "True or False": bool}
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
     try:
         if kind is bool:
             return name, {"true": True, "false": False}[value.lower()]
         return name, kind(value)
     except (ValueError, KeyError):
-        right = next(word for word, meant in words.items() if meant is kind)
-        raise ValueError(f"set={text!r}: {name} must be {right}") from None
+        raise ValueError(f"set={text!r}: {name} must be {words[kind]}") from None
 
 
 def fine_width(d_model: int) -> int:
@@ -284,45 +284,39 @@ def fine_width(d_model: int) -> int:
     return max(ROW, round(d_model / 16 / ROW) * ROW)
 
 
-def _reference(cls, given: dict[str, Any]) -> ModelConfig:
-    kept = (
-        "vocab_size",
-        "max_seq_len",
-        "n_layers",
-        "d_model",
-        "n_heads",
-        "norm",
-        "activation",
-        "bias",
-        "tie_embeddings",
-    )
-    shared = {name: given[name] for name in kept if name in given}
-    return cls(**shared, attention="mha", ffn="dense", positions=given["positions"])
+def _reference(cls, settings: dict[str, Any]) -> ModelConfig:
+    kept = ("vocab_size", "max_seq_len", "n_layers", "d_model", "n_heads", "norm", "activation", "bias")
+    shared = {name: settings[name] for name in (*kept, "tie_embeddings") if name in settings}
+    return cls(**shared, attention="mha", ffn="dense", positions=settings["positions"])
 
 
-def _match_d_ff(cls, given: dict[str, Any]) -> int:
+def _match_d_ff(cls, settings: dict[str, Any]) -> int:
     """The d_ff (multiple of 8) that brings a dense model of another attention to the reference's total."""
-    target = complexity.parameters(_reference(cls, given)).total
-    one, two = (complexity.parameters(cls(**given | {"d_ff": ROW * n})).total for n in (1, 2))
+    target = complexity.parameters(_reference(cls, settings)).total
+    one, two = (complexity.parameters(cls(**settings | {"d_ff": ROW * n})).total for n in (1, 2))
     rows = 1 + round((target - one) / (two - one))
     return ROW * max(1, rows)
 
 
-def _match_flops(cls, given: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def _match_flops(cls, settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The width, with an even head and 16-byte rows, whose forward FLOPs come nearest to the reference's."""
-    target = complexity.flops_per_token(_reference(cls, given), seq_len=given.get("max_seq_len", 512))
-    step = math.lcm(2 * given["n_heads"], ROW)
-    candidates = []
-    for width in range(step, 4 * given["d_model"] + 1, step):
-        wide = given | {"d_model": width} | changes
+    target = complexity.flops_per_token(_reference(cls, settings), seq_len=settings.get("max_seq_len", cls.max_seq_len))
+    step = math.lcm(2 * settings["n_heads"], ROW)
+    widths = range(step, 4 * settings["d_model"] + 1, step)
+
+    def distance(wide: dict[str, Any]) -> int:
         config = cls(**wide)
-        candidates.append((abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target), width, wide))
-    return min(candidates)[2]
+        return abs(complexity.flops_per_token(config, seq_len=config.max_seq_len) - target)
+
+    return min((settings | {"d_model": width} | changes for width in widths), key=distance)
+
+
+WARMUP = 50  # steps of a training, where none are given
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores. Built in chapter 5."""
+    """How to train. The defaults are for the `tiny` model, ten minutes on two CPU cores."""
 
     steps: int = 1000
     batch_size: int = 16  # sequences a step

@@ -1,4 +1,8 @@
-"""`prepare`: from text to a tokenizer and token shards, with a record of what was made from what."""
+"""`prepare`: from text to a tokenizer and token shards, with a record of what was made from what.
+
+Notable: `data.json` is written last and says what the folder holds and claims, so that the same call again returns at
+once and what was not made here is not overwritten. Built in chapter 1.
+"""
 
 import hashlib
 import json
@@ -47,7 +51,6 @@ def prepare(
     What it does not claim is not overwritten: a file of one of these names that `prepare` did not make, or a text that
     was changed since, is a `DataError` before anything is written. What an interrupted call left it claims.
     `MoemlaError` while another process writes into `out`. progress(label, done, total) is called on the way.
-    Built in chapter 1.
     """
     require(source in SOURCES, "source", source, f"must be one of {', '.join(SOURCES)}")
     require(tokenizer in TOKENIZERS, "tokenizer", tokenizer, f"must be one of {', '.join(TOKENIZERS)}")

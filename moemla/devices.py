@@ -1,5 +1,7 @@
-"""What devices and number types ask for: tensors that stay wide in a narrow model, weights drawn later, tensors that
-are one, devices that are refused, and the caller's settings given back.
+"""What devices and number types ask for.
+
+Tensors that stay wide in a narrow model, weights drawn later, tensors that are one, devices that are refused, and the
+caller's settings given back. Built in chapter 13.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 
 class Layer(nn.Module):
-    """A module made of modules. Built in chapter 13.
+    """A module made of modules.
 
     `reset_parameters` draws the initial weights again: the numbers that the constructor draws from the same seed.
     """
@@ -38,10 +40,7 @@ class Layer(nn.Module):
 
 
 def same_storage(a: Tensor, b: Tensor) -> bool:
-    """Whether both are the same numbers in the same place, so that what is written into one is read in the other.
-
-    Built in chapter 13.
-    """
+    """Whether both are the same numbers in the same place, so that what is written into one is read in the other."""
     if a is b:
         return True
     where = [(t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride(), t.dtype) for t in (a, b)]
@@ -58,8 +57,7 @@ def require_known(device: torch.device | str) -> None:
 def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
     """The caller's random states and flush-denormal setting are at the end what they were before, whatever happens.
 
-    The GPUs' random states are kept where `device` is one; what runs on the CPU must not touch them. Built in
-    chapter 13.
+    The GPUs' random states are kept where `device` is one; what runs on the CPU must not touch them.
     """
     device = torch.get_default_device() if device is None else torch.device(device)
     gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()

@@ -1,18 +1,18 @@
-"""Errors that are meant for the person at the keyboard: the command prints them as one line and exits with 1."""
+"""Errors that are meant for the person at the keyboard: the command prints them as one line and exits with 1.
+
+Built in chapter 13.
+"""
 
 from importlib import import_module
 from types import ModuleType
 
 
 class MoemlaError(Exception):
-    """Something outside the program is wrong (a file, a run, the network); the message says what to do.
-
-    Built in chapter 13.
-    """
+    """Something outside the program is wrong (a file, a run, the network); the message says what to do."""
 
 
 class DataError(MoemlaError):
-    """Text, token shards or a tokenizer that cannot be used as they are. Built in chapter 13."""
+    """Text, token shards or a tokenizer that cannot be used as they are."""
 
 
 class Diverged(MoemlaError):
@@ -20,10 +20,7 @@ class Diverged(MoemlaError):
 
 
 def optional(package: str, extra: str) -> ModuleType:
-    """A package that comes with an extra of moemla; without it a `MoemlaError` names the extra.
-
-    Built in chapter 13.
-    """
+    """A package that comes with an extra of moemla; without it a `MoemlaError` names the extra."""
     try:
         return import_module(package)
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """How good is a model of stories: nats per token, perplexity, bits per byte; and whether it minds order and agreement.
 
 Perplexities of models with different tokenizers cannot be compared; bits per byte can. A story is scored alone from its
-start token; the end token is not scored, and bytes are those of the stories without separators.
+start token; the end token is not scored, and bytes are those of the stories without separators. Built in chapter 5.
 """
 
 import math
@@ -33,7 +33,7 @@ def bits_per_byte(nats: float, n_bytes: int) -> float:
 
 
 def perplexity(nats_per_token: float) -> float:
-    """e to the nats per token; inf where that is more than a float holds (709.8 nats and more). Built in chapter 5."""
+    """e to the nats per token; inf where that is more than a float holds (709.8 nats and more)."""
     try:
         return math.exp(nats_per_token)
     except OverflowError:
@@ -41,11 +41,10 @@ def perplexity(nats_per_token: float) -> float:
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean of independent runs, and half the width of its interval by Student's t: 4.3 standard errors for three runs,
-    2.8 for five.
+    """Mean of independent runs, and half the width of its interval by Student's t.
 
-    For two variants run with the same seeds, give the differences by seed. ValueError for fewer than two values.
-    Built in chapter 5.
+    4.3 standard errors for three runs, 2.8 for five. For two variants run with the same seeds, give the differences by
+    seed. ValueError for fewer than two values.
     """
     require(len(values) >= 2, "values", values, "an interval needs two values or more")
     student_t = optional("scipy", "stats").stats.t  # a second to import
@@ -57,7 +56,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 def document_nats(
     model: nn.Module, documents: Sequence[Sequence[int]], context: int | None = None
 ) -> Float[Tensor, "n"]:
-    """Summed nats of each document (N,), float64. Built in chapter 5.
+    """Summed nats of each document (N,), float64.
 
     A document is its start token and the story's tokens; the start token is given, the others are scored. One longer
     than `context` (default max_seq_len) is scored in strides of the context: a stride begins with the last token of the
@@ -98,8 +97,8 @@ def document_nats(
 def _token_nats(model: LanguageModel, x: Float[Tensor, "n d"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """-ln p of each target (N,), 0 for a negative one; the logits of CHUNK rows exist at once."""
     parts = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
-    how = dict(ignore_index=-1, reduction="none")
-    return torch.cat([F.cross_entropy(model.head(rows).float(), those, **how) for rows, those in parts])
+    each = dict(ignore_index=-1, reduction="none")
+    return torch.cat([F.cross_entropy(model.head(rows).float(), scored, **each) for rows, scored in parts])
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Evaluation:
     """What `evaluate` measured.
 
     The perplexity is inf above 709.8 nats. The load figures are over all scored tokens, one window; None without
-    experts. Built in chapter 5.
+    experts.
     """
 
     nats_per_token: float
@@ -122,7 +121,7 @@ class Evaluation:
     dead_experts: int | None = None
 
     def to_dict(self) -> dict:
-        """Plain values for JSON, which has no inf: such a perplexity is None. Built in chapter 5."""
+        """Plain values for JSON, which has no inf: such a perplexity is None."""
         return asdict(self) | dict(perplexity=self.perplexity if math.isfinite(self.perplexity) else None)
 
 
@@ -130,7 +129,7 @@ def evaluate(model: nn.Module, tokenizer: Tokenizer, stories: Iterable[str], con
     """Scores each story alone from its start token, the end token not scored.
 
     The model may be inside DDP or torch.compile. DataError without stories; MoemlaError for a model whose nats are not
-    finite. Built in chapter 5.
+    finite.
     """
     model = whole(model)
     texts = [text for text in stories if text]
@@ -193,8 +192,7 @@ def shuffle_sentences(text: str, seed: int = 0) -> str:
 def agreement_accuracy(
     model: nn.Module, tokenizer: Tokenizer, stories: Sequence[Story], context: int | None = None
 ) -> dict[str, float]:
-    """Share of marked words that the model finds likelier than their distractor, for each kind, and "all". Built in
-    chapter 5.
+    """Share of marked words that the model finds likelier than their distractor, for each kind, and "all".
 
     A word counts with what stands before it and the one character behind it, so that "Tom" does not win as the start of
     "Tommy".

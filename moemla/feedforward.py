@@ -1,6 +1,6 @@
 """The dense feed-forward layer.
 
-The shared experts are one of these too: S experts that always run are one that is S times as wide.
+The shared experts are one of these too: S experts that always run are one that is S times as wide. Built in chapter 5.
 """
 
 import torch
@@ -14,10 +14,7 @@ from moemla.linear import Linear
 
 
 def activate(z: Float[Tensor, "*n f_in"], activation: str = "gelu") -> Float[Tensor, "*n f"]:
-    """GELU (the exact one) of z, or SwiGLU: silu(first half) * second half of a z that is 2F wide.
-
-    Built in chapter 5.
-    """
+    """GELU (the exact one) of z, or SwiGLU: silu(first half) * second half of a z that is 2F wide."""
     if activation == "gelu":
         return F.gelu(z)
     if activation == "swiglu":
@@ -42,7 +39,7 @@ def activation_gradient(
 
 
 def width_in(d_ff: int, activation: str) -> int:
-    """Columns of the first matrix: F for GELU, 2F for SwiGLU; ValueError for another name. Built in chapter 5."""
+    """Columns of the first matrix: F for GELU, 2F for SwiGLU; ValueError for another name."""
     require(activation in CHOICES["activation"], "activation", activation, "choose 'gelu' or 'swiglu'")
     return 2 * d_ff if activation == "swiglu" else d_ff
 

@@ -2,6 +2,7 @@
 
 A file is written under a name of its own, flushed to the disk, then renamed. Who writes holds a lock of the kernel's
 (flock), which ends with the process however it ends: what is locked is alive, what is not was left by a kill.
+Built in chapter 13.
 """
 
 import errno
@@ -25,7 +26,7 @@ LOCK = ".moemla.lock"  # in a folder that is being written; says who does
 
 
 def why(error: OSError) -> str:
-    """The reason of a failed read or write in a few words. Built in chapter 13."""
+    """The reason of a failed read or write in a few words."""
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return "no space left"
     return error.strerror or str(error)
@@ -38,7 +39,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     Any failure removes the temporary file and leaves an older `path` as it was; a failure of the disk
     (no space, no permission) becomes a one-line `DataError`. Several may write one path at a time: each has a
     temporary file of its own, and the last to finish stays. What killed processes left is removed first.
-    Built in chapter 13.
     """
     path, temporary = Path(path), None
     try:
@@ -97,7 +97,7 @@ def claimed(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     Readers are not kept out, nor is a writer that claims nothing. The lock is the kernel's and ends with the process,
     killed or not; its file, `.moemla.lock`, is removed at the end, and one that a killed process left is in nobody's
     way. Where there are no locks (Windows, some network file systems) nothing is refused. A folder that cannot be
-    written is a `DataError`. Built in chapter 13.
+    written is a `DataError`.
     """
     folder = Path(folder)
     path = folder / LOCK
@@ -130,13 +130,13 @@ def claimed(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all. Built in chapter 13."""
+    """Writes JSON whole or not at all."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; MoemlaError where it is missing or damaged. Built in chapter 13."""
+    """The object in a JSON file; MoemlaError where it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

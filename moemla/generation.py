@@ -1,4 +1,8 @@
-"""Sampling: one token after another, with a cache or without; the same tokens either way."""
+"""Sampling: one token after another, with a cache or without; the same tokens either way.
+
+Notable: each row draws from a generator of its own, so a story does not depend on its neighbours; prompts of any
+lengths go together; a cache may hold their beginning, and is looked at before it is believed. Built in chapter 5.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,18 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from moemla.cache import Cache
+from moemla.config import require
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
 
 UNUSABLE = "the weights are damaged, or their training diverged"
-SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
 
 
 def whole(model: nn.Module) -> LanguageModel:
-    """The LanguageModel, taken out of DDP or torch.compile; ValueError for one that FSDP2 has sharded.
-
-    Built in chapter 5.
-    """
+    """The LanguageModel, taken out of DDP or torch.compile; ValueError for one that FSDP2 has sharded."""
     model = unwrapped(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         raise ValueError("model: sharded by FSDP2; call model.save(folder) on every rank and moemla.load(folder) it")
@@ -41,26 +42,22 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def check_sampling(temperature: float, top_k: int | None = None, top_p: float | None = None) -> None:
     """ValueError for what is no way to sample, before anything is written. Built in chapter 13."""
-    if not 0 <= temperature < torch.inf:
-        raise ValueError(f"temperature={temperature!r}: must be a number, 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k!r}: must be at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p!r}: must be above 0 and at most 1")
+    require(0 <= temperature < torch.inf, "temperature", temperature, "must be a number, 0 (greedy) or more")
+    require(top_k is None or top_k >= 1, "top_k", top_k, "must be at least 1")
+    require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "must be above 0 and at most 1")
 
 
 def filter_logits(
     logits: Float[Tensor, "b v"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Float[Tensor, "b v"]:
-    """Log-probabilities (B, V) to sample from, in float64. Built in chapter 5.
+    """Log-probabilities (B, V) to sample from, in float64.
 
     Divided by the temperature; then all but the `top_k` likeliest are ruled out, then all but the smallest set that
     holds `top_p` of the probability. ValueError for a temperature that is not above 0, top_k below 1 or top_p outside
     (0, 1].
     """
     check_sampling(temperature, top_k, top_p)
-    if temperature == 0:
-        raise ValueError(f"temperature={temperature!r}: must be above 0 (0 is greedy in `generate`)")
+    require(temperature > 0, "temperature", temperature, "must be above 0 (0 is greedy in `generate`)")
     logits = logits.double()
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None:
@@ -100,41 +97,39 @@ def generate(
     on_token: Callable[[list[int | None]], None] | None = None,
     compiled: bool = False,
 ) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
-    """Continues prompts: a tensor (B, T) or a list of 1-D prompts of any lengths; returns prompt and continuation, of
-    the same kind.
+    """Continues prompts, a tensor (B, T) or a list of 1-D prompts of any lengths.
 
-    temperature 0 is greedy. Row b draws from its own generator, seeded with seed + b or with seed[b], so a story does
-    not depend on its neighbours. `stop` ends a row (the token is kept; a tensor is filled up with it). `on_token` is
-    called at each step with a token for each row, None for a row that has ended. A row ends early at max_seq_len.
+    Returns prompt and continuation, of the same kind. temperature 0 is greedy. Row b draws from its own generator,
+    seeded with seed + b or with seed[b], so a story does not depend on its neighbours. `stop` ends a row (the token is
+    kept; a tensor is filled up with it). `on_token` is called at each step with a token for each row, None for a row
+    that has ended. A row ends early at max_seq_len.
     `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed (and the
     first token again, to see whether the cache is this model's), and the cache stays as it was, for the next call.
     `compiled` runs single tokens through torch.compile: a few times faster on small models, after up to a minute at the
     first call; rows that have ended are computed along, for a graph of one size. ValueError for an empty prompt, one
     with no room left, a token outside the vocabulary, or a cache that holds more than a prompt's beginning, another
-    text, or another model's numbers; MoemlaError for logits that are not finite. Built in chapter 5.
+    text, or another model's numbers; MoemlaError for logits that are not finite.
     """
     model = whole(model)
     prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:
-        raise ValueError(f"tokens: of shape {tuple(tokens.shape)}; give (B, T), or a list of prompts")
+        raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T), or a list of prompts")
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens={max_new_tokens!r}: must be 0 or more")
+    require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must be 0 or more")
     check_sampling(temperature, top_k, top_p)
-    vocab = model.config.vocab_size
-    if min(int(p.min()) for p in prompts) < 0 or max(int(p.max()) for p in prompts) >= vocab:
-        raise ValueError(f"tokens: must be between 0 and {vocab - 1}")
-    limit, longest = model.config.max_seq_len, max(map(len, prompts))
+    last, limit, longest = model.config.vocab_size - 1, model.config.max_seq_len, max(map(len, prompts))
+    low, high = min(int(p.min()) for p in prompts), max(int(p.max()) for p in prompts)
+    if not 0 <= low <= high <= last:
+        raise ValueError(f"tokens={low} to {high}: must be between 0 and {last}")
     if longest + (max_new_tokens > 0) > limit:
         raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
     single = hasattr(seed, "__index__")
     seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"seed={seeds}: one number, or one for each of the {len(prompts)} prompts")
-    if not all(-(2**63) <= number < 2**64 for number in seeds):
-        raise ValueError(f"seed={seed!r}: must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows")
+    require(len(seeds) == len(prompts), "seed", seeds, f"one number, or one for each of the {len(prompts)} prompts")
+    right = f"must be between -2**63 and 2**64 - 1, for each of the {len(seeds)} rows"
+    require(all(-(2**63) <= number < 2**64 for number in seeds), "seed", seed, right)
     generators = [torch.Generator().manual_seed(number) for number in seeds]
     texts = [prompt.tolist() for prompt in prompts]
     ends = [min(len(text) + max_new_tokens, limit) for text in texts]
@@ -194,6 +189,9 @@ def _own(cache: Cache, texts: list[list[int]], max_len: int, model: LanguageMode
     return cache
 
 
+SAME = 1e-3  # of the largest number: rounding in 32 bits stays far below, another model's numbers far above
+
+
 def _filled_by(model: LanguageModel, cache: Cache) -> bool:
     """Whether the cache holds of each row's first token what this model, as it is now, makes of it."""
     rows = [row for row, length in enumerate(cache.lengths) if length]
@@ -207,9 +205,9 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
     narrow = eps > 1e-4  # then compare the first layer alone: below it a rounding may turn a router's choice
     try:
         model.features(cache.tokens[rows, :1], cache=again)
-        for held, found in zip(cache.buffers, again.buffers, strict=True):
-            held, found = (part[: 1 if narrow else None].double() for part in (held[:, rows, :, :1], found))
-            largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (found, held - found))
+        for held, made in zip(cache.buffers, again.buffers, strict=True):
+            held, made = (part[: 1 if narrow else None].double() for part in (held[:, rows, :, :1], made))
+            largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (made, held - made))
             if not (apart <= max(SAME, 4 * eps) * largest).all():
                 return False
     except (RuntimeError, ValueError, IndexError):  # other widths, heads or layers
@@ -218,8 +216,10 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
 
 
 def _turn_back(cache: Cache, ended: set[int]) -> None:
-    """Makes room for rows that are computed along: one that stands at the cache's end goes back. What it holds does not
-    matter, but rows of unequal length must not become equal, for which other code would be compiled.
+    """Makes room for rows that are computed along: one that stands at the cache's end goes back.
+
+    What it holds does not matter, but rows of unequal length must not become equal, for which other code would be
+    compiled.
     """
     for row in ended:
         if cache.lengths[row] == cache.max_len:
@@ -230,8 +230,9 @@ def _turn_back(cache: Cache, ended: set[int]) -> None:
 def _next_logits(
     model: LanguageModel, texts: list[list[int]], cache: Cache | None, compiled: bool, ended: set[int]
 ) -> Float[Tensor, "b v"]:
-    """Logits (B, V) behind each text; with a cache only of what it does not hold yet, and anything behind those that
-    have ended: they repeat a token.
+    """Logits (B, V) behind each text, and anything behind those that have ended: they repeat a token.
+
+    With a cache only what it does not hold yet is computed.
     """
     held = cache.lengths if cache is not None else [0] * len(texts)
     new = [

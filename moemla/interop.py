@@ -3,6 +3,7 @@
 Both hold the same numbers in another order, so the way there and back is the identity, bit by bit. A table says which
 weight becomes which; gradients travel by the same table. A setting that the other side does not have is refused by
 name. Dropout, which acts in training only, stays behind; next-token-prediction layers are no part of their model.
+Built in chapter 14.
 """
 
 import os
@@ -25,13 +26,24 @@ from moemla.generation import UNUSABLE
 from moemla.model import LanguageModel
 from moemla.tokenizer import EOT, Tokenizer
 
-# How a weight changes: (ours to theirs, theirs to ours), each from the config and tensors to as many as are needed.
-SAME = (lambda config, weight: (weight,),) * 2
-TURNED = (lambda config, weight: (weight.mT,),) * 2  # they multiply by the transpose: (E, D, 2F) is (E, 2F, D) there
-HALVES = (  # SwiGLU: the half under silu first, then the other
-    lambda config, both: both.chunk(2),
-    lambda config, gate, value: (torch.cat((gate, value)),),
-)
+
+def _same(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
+    return (weight,)
+
+
+def _turned(config: ModelConfig, weight: Tensor) -> tuple[Tensor]:
+    """They multiply by the transpose: (E, D, 2F) is (E, 2F, D) there."""
+    return (weight.mT,)
+
+
+def _halves(config: ModelConfig, both: Tensor) -> tuple[Tensor, ...]:
+    """SwiGLU: the half under silu first, then the other."""
+    return both.chunk(2)
+
+
+def _whole(config: ModelConfig, gate: Tensor, value: Tensor) -> tuple[Tensor]:
+    """The inverse of `_halves`."""
+    return (torch.cat((gate, value)),)
 
 
 def _join_heads(config: ModelConfig, k_up: Tensor, v_up: Tensor) -> tuple[Tensor]:
@@ -47,12 +59,13 @@ def _part_heads(config: ModelConfig, kv_up: Tensor) -> tuple[Tensor, Tensor]:
     return rearrange(k_up, "h k r -> (h k) r"), rearrange(v_up, "h k r -> (h k) r")
 
 
-HEADS = (_join_heads, _part_heads)
+# How weights change, ours to theirs and theirs to ours.
+SAME, TURNED, HALVES, HEADS = (_same, _same), (_turned, _turned), (_halves, _whole), (_join_heads, _part_heads)
 MODEL = (
     ("embedding.weight", "model.embed_tokens.weight", SAME),
     ("norm.weight", "model.norm.weight", SAME),
-    ("head.weight", "lm_head.weight", SAME),
 )
+HEAD = (("head.weight", "lm_head.weight", SAME),)  # where it is a table of its own
 # In the layers: our names behind "blocks.N.", theirs behind "model.layers.N.".
 ATTENTION = (
     ("norm1.weight", "input_layernorm.weight", SAME),
@@ -84,16 +97,16 @@ SHARED = (
 
 
 def _table(config: ModelConfig):
-    """(our names, their names, how) of every weight of a model with this config."""
-    for ours, theirs, how in MODEL[: 2 if config.tie_embeddings else 3]:
-        yield [ours], [theirs], how
+    """(our names, their names, change) of every weight of a model with this config."""
+    for ours, theirs, change in MODEL + (() if config.tie_embeddings else HEAD):
+        yield [ours], [theirs], change
     for layer in range(config.n_layers):
         routed = EXPERTS + (SHARED if config.n_shared else ())
-        for ours, theirs, how in ATTENTION + (DENSE if layer < dense_layers(config) else routed):
+        for ours, theirs, change in ATTENTION + (DENSE if layer < dense_layers(config) else routed):
             yield (
                 [f"blocks.{layer}.{name}" for name in ours.split()],
                 [f"model.layers.{layer}.{name}" for name in theirs.split()],
-                how,
+                change,
             )
 
 
@@ -108,7 +121,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
     """Tensors by our names (weights, or their gradients) as tensors by the names of DeepseekV3ForCausalLM.
 
     A weight that is not given is left out, and so is the head where it is tied; ValueError for a tied one that differs
-    from the embedding. Built in chapter 14.
+    from the embedding.
     """
     _require_one_table(weights, config, "head.weight", "embedding.weight")
     return {
@@ -120,7 +133,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
 
 
 def weights_from_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `weights_to_deepseek_v3`. Built in chapter 14."""
+    """The inverse of `weights_to_deepseek_v3`."""
     _require_one_table(weights, config, "lm_head.weight", "model.embed_tokens.weight")
     return {
         name: tensor
@@ -143,7 +156,7 @@ def _transformers() -> Any:
 
 
 def settings_to_deepseek_v3(config: ModelConfig) -> dict[str, Any]:
-    """The arguments of transformers' DeepseekV3Config for this model. Built in chapter 14.
+    """The arguments of transformers' DeepseekV3Config for this model.
 
     ValueError with field, value and what is right for a setting that DeepseekV3 does not have. Dropout stays behind.
     """
@@ -193,7 +206,7 @@ def settings_to_deepseek_v3(config: ModelConfig) -> dict[str, Any]:
 
 
 def settings_from_deepseek_v3(hf_config: Any) -> ModelConfig:
-    """Our config of a model with that DeepseekV3Config. Built in chapter 14.
+    """Our config of a model with that DeepseekV3Config.
 
     ValueError with field, value and what is right for what ours cannot be. Dropout stays behind.
     """
@@ -255,7 +268,7 @@ def settings_from_deepseek_v3(hf_config: Any) -> ModelConfig:
 
 
 def to_deepseek_v3(model: LanguageModel) -> Any:
-    """A transformers DeepseekV3ForCausalLM with copies of our weights: the same logits. Built in chapter 14.
+    """A transformers DeepseekV3ForCausalLM with copies of our weights: the same logits.
 
     Of the same dtype, on the same device, in the same mode; router and balancing bias (`e_score_correction_bias`) stay
     float32 or wider. Head and embedding are one table there if they are one here, whatever the config says. ValueError
@@ -282,10 +295,10 @@ def _as_theirs(model: LanguageModel, config: ModelConfig, weights: Mapping[str, 
 
 
 def _for_every_engine(model: LanguageModel) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same function where dimensions turn as neighbours and the head has a table of its own: some engines know no
-    other way, and write wrong text without a word.
+    """The same function where dimensions turn as neighbours and the head has a table of its own.
 
-    Rows 0, w/2, 1, w/2 + 1 ... of what is turned become 0, 1, 2, 3 ..., in queries and keys alike.
+    Some engines know no other way, and write wrong text without a word. Rows 0, w/2, 1, w/2 + 1 ... of what is turned
+    become 0, 1, 2, 3 ..., in queries and keys alike.
     """
     c, weights = model.config, dict(model.state_dict())
     pairs = torch.arange(c.d_rope).view(2, -1).T.flatten().to(model.embedding.weight.device)
@@ -306,20 +319,20 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     Of the same dtype, on the same device, in the same mode; router and balancing bias are float32 or wider, as in all
     our models; head and embedding are one table or two as they are there. ValueError for what ours cannot be (queries
     through a latent, groups of experts, scaled positions, biases, other activations), naming it; MoemlaError without
-    transformers. Built in chapter 14.
+    transformers.
     """
     wanted, kind = _transformers().DeepseekV3ForCausalLM, type(hf_model).__name__
     require(isinstance(hf_model, wanted), "hf_model", kind, f"give a {wanted.__name__}")
     tied = same_storage(hf_model.lm_head.weight, hf_model.model.embed_tokens.weight)
     config = replace(settings_from_deepseek_v3(hf_model.config), tie_embeddings=tied)
-    given = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
+    weights = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
     read = {name for _, theirs, _ in _table(config) for name in theirs}
-    left = sorted(given.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
+    left = sorted(weights.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
     require(not left, "weights", left[:3], "these have no place here")
     weight = hf_model.model.embed_tokens.weight
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # its own weights are written over
         model = LanguageModel(config, device=weight.device, dtype=weight.dtype)
-    _fill(model, weights_from_deepseek_v3(given, config), config.tie_embeddings)
+    _fill(model, weights_from_deepseek_v3(weights, config), config.tie_embeddings)
     return model.train(hf_model.training)
 
 
@@ -332,7 +345,7 @@ def export(model: LanguageModel, tokenizer: Tokenizer | None, out: str | os.Path
     whatever the model has: the form that all engines read. (They read the router of a 16-bit model back in 16 bits.) A
     model that DeepseekV3 cannot be is written as `model.save` does, and the reason returned. All or nothing:
     MoemlaError where `out` holds something already or cannot be written, for weights that are not finite, or without
-    transformers. Built in chapter 14.
+    transformers.
     """
     out = Path(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):

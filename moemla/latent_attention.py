@@ -3,7 +3,7 @@
 Two forms. The paper's (`MultiHeadLatentAttention`) has one latent for K and one for V, shared by the heads, and turns
 the rebuilt keys: the turn stands between query and W^Kr, so K has to be rebuilt at every step; V does not (sum the
 latents first, then W^Vr). DeepSeek-V2's (`DecoupledLatentAttention`) has one latent for both and a small rotated key
-beside it, so that neither is rebuilt.
+beside it, so that neither is rebuilt. Built in chapter 3.
 """
 
 import torch
@@ -20,7 +20,7 @@ from moemla.rope import RotaryEmbedding
 
 
 def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj: nn.Linear) -> Float[Tensor, "b t d"]:
-    """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O. Built in chapter 3.
+    """From attention-weighted latents to the layer's output: W^Vr of each head, then W^O.
 
     Exact because attention weights sum to one, so that v_up's bias passes through. Dropped weights do not sum to one:
     with a bias it is then wrong.
@@ -33,7 +33,7 @@ def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj
 def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
     """Whether to absorb: as asked, else for a single new token.
 
-    ValueError for training with dropout. Built in chapter 3.
+    ValueError for training with dropout.
     """
     lossy = module.training and module.dropout > 0
     if absorb and lossy:
@@ -44,8 +44,7 @@ def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
 
 
 class MultiHeadLatentAttention(Layer):
-    """The paper's latent attention with rotary positions, (B, T, D) -> (B, T, D): eqs. 13-14. Built in chapter 3; RoPE
-    in chapter 4.
+    """The paper's latent attention (eqs. 13-14), (B, T, D) -> (B, T, D). Built in chapter 3; RoPE in chapter 4.
 
     K_h = RoPE((x W^Kc) W^Kr_h), V_h = (x W^Vc) W^Vr_h; W^Kc and W^Vc are D x R and shared by the heads. With a layer of
     a `LatentCache` 2 R numbers a token are kept, with one of a `HybridCache` the rotated keys and the V latent.
@@ -70,13 +69,13 @@ class MultiHeadLatentAttention(Layer):
         d_head = head_width(d_model, n_heads, d_head, dropout, rope)
         require_count("latent_dim", latent_dim)
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * d_head, **how)
-        self.k_down = Linear(d_model, latent_dim, **how)
-        self.k_up = Linear(latent_dim, n_heads * d_head, **how)
-        self.v_down = Linear(d_model, latent_dim, **how)
-        self.v_up = Linear(latent_dim, n_heads * d_head, **how)
-        self.out_proj = Linear(n_heads * d_head, d_model, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * d_head, **projection)
+        self.k_down = Linear(d_model, latent_dim, **projection)
+        self.k_up = Linear(latent_dim, n_heads * d_head, **projection)
+        self.v_down = Linear(d_model, latent_dim, **projection)
+        self.v_up = Linear(latent_dim, n_heads * d_head, **projection)
+        self.out_proj = Linear(n_heads * d_head, d_model, **projection)
 
     def _rotate(
         self, x: Float[Tensor, "b h t k"], where: tuple[int, int] | Tensor | None = None
@@ -158,13 +157,13 @@ class DecoupledLatentAttention(Layer):
         self.n_heads, self.dropout, self.rope = n_heads, dropout, rope
         self.d_nope, self.d_rope, self.latent_dim = d_nope, rope.width, latent_dim
         self.scale = (d_nope + rope.width) ** -0.5
-        how = dict(bias=bias, device=device, dtype=dtype)
-        self.q_proj = Linear(d_model, n_heads * (d_nope + rope.width), **how)
-        self.kv_down = Linear(d_model, latent_dim + rope.width, **how)
+        projection = dict(bias=bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d_model, n_heads * (d_nope + rope.width), **projection)
+        self.kv_down = Linear(d_model, latent_dim + rope.width, **projection)
         self.kv_norm = nn.RMSNorm(latent_dim, eps=1e-6, device=device, dtype=dtype)
-        self.k_up = Linear(latent_dim, n_heads * d_nope, **how)
-        self.v_up = Linear(latent_dim, n_heads * d_value, **how)
-        self.out_proj = Linear(n_heads * d_value, d_model, **how)
+        self.k_up = Linear(latent_dim, n_heads * d_nope, **projection)
+        self.v_up = Linear(latent_dim, n_heads * d_value, **projection)
+        self.out_proj = Linear(n_heads * d_value, d_model, **projection)
 
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None

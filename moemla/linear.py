@@ -1,4 +1,4 @@
-"""`nn.Linear`, which a compiler may read in one pass where a single row is multiplied."""
+"""`nn.Linear`, which a compiler may read in one pass where a single row is multiplied. Built in chapter 14."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ LARGE = 2**16  # numbers of a matrix; below it the cores take longer to meet tha
 
 
 class Linear(nn.Linear):
-    """x W^T + b, (..., I) -> (..., O): `nn.Linear` by another name, with the same weights. Built in chapter 14.
+    """x W^T + b, (..., I) -> (..., O): `nn.Linear` by another name, with the same weights.
 
     Under torch.compile on a CPU a single float32 row meets a large matrix as a sum, which the compiler spreads over all
     cores: as a product it is left to a BLAS that may use one.

@@ -1,5 +1,6 @@
-"""Cross-entropy of a vocabulary head without the (N, V) logits: a block of rows at a time, gradients made on the way
-forward.
+"""Cross-entropy of a vocabulary head without the (N, V) logits.
+
+A block of rows at a time, with the gradients made on the way forward. Built in chapter 5.
 """
 
 import torch
@@ -64,18 +65,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     x: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], targets: Int[Tensor, "n"], chunk: int = CHUNK
 ) -> Float[Tensor, ""]:
-    """Mean nats of `targets` under softmax(x weight^T), over the rows whose target is not negative; 0 if there are
-    none.
+    """Mean nats of `targets` under softmax(x weight^T), over rows whose target is not negative; 0 if there are none.
 
     x (N, D), weight (V, D), targets (N,) int64. At most `chunk` x V logits exist at once. Gradients are exact; asking
-    for second derivatives raises. ValueError for a target outside the vocabulary (on a CPU). Built in chapter 5.
+    for second derivatives raises. ValueError for a target outside the vocabulary (on a CPU).
     """
     if not torch.is_grad_enabled():  # else the gradient of a weight that wants one is made, and thrown away
         x, weight = x.detach(), weight.detach()
-    if len(targets) != len(x) or chunk < 1:
-        raise ValueError(f"{len(targets)} targets for {len(x)} rows, chunk={chunk}: one for each row, and at least 1")
+    if len(targets) != len(x):
+        raise ValueError(f"targets.shape={tuple(targets.shape)}: must have one for each of {len(x)} rows")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: must be at least 1")
     kind = x.device.type
     if kind == "cpu" and not torch.compiler.is_compiling() and len(x) and int(targets.max()) >= len(weight):
-        raise ValueError(f"targets up to {int(targets.max())}: must be below the vocabulary's size, {len(weight)}")
+        raise ValueError(f"targets={int(targets.max())}: must be below the vocabulary's size, {len(weight)}")
     narrow = kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # as torch's own
     return _LinearCrossEntropy.apply(x, weight, targets, chunk, torch.get_autocast_dtype(kind) if narrow else x.dtype)

@@ -3,7 +3,7 @@
 A limit is the largest of three times: the matrix products at the rate of one large product, the bytes at the rate of a
 copy of that size, the operations at what starting one costs. Whichever is largest binds; what a program takes beyond
 it could still be saved. Limits are the best that was seen; times are medians of interleaved rounds, so that a
-neighbour who wakes up disturbs all alike, and are taken again where they scatter.
+neighbour who wakes up disturbs all alike, and are taken again where they scatter. Built in chapter 14.
 """
 
 import statistics
@@ -22,7 +22,7 @@ SAMPLE = 2e-3  # seconds that one sample lasts at least: shorter programs are re
 
 @dataclass(frozen=True)
 class Row:
-    """One measured program. Built in chapter 14.
+    """One measured program.
 
     `seconds` is the median of one call and `spread` half the distance of the quartiles over it; `limit` the seconds
     that `binds` ("products", "bytes" or "operations") would take alone. `tokens_per_second` counts what `tokens` says.
@@ -39,13 +39,13 @@ class Row:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens over seconds. Built in chapter 14."""
+        """Tokens over seconds."""
         return self.tokens / self.seconds
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine does when it does one thing only, in one number type. Built in chapter 14.
+    """What this machine does when it does one thing only, in one number type.
 
     products: FLOP/s of a large matrix product; operation: seconds to start a small operation from Python.
     """
@@ -56,7 +56,7 @@ class Limits:
     operation: float
 
     def bind(self, flops: float, moved: float, operations: float) -> tuple[float, str]:
-        """(seconds, which) of the limit that takes longest for so much work. Built in chapter 14."""
+        """(seconds, which) of the limit that takes longest for so much work."""
         times = {
             "products": flops / self.products,
             "bytes": moved / copy_rate(self.device, moved),
@@ -67,7 +67,7 @@ class Limits:
 
 
 def limits(device: torch.device | str, dtype: torch.dtype) -> Limits:
-    """Measures `Limits` here and now. Built in chapter 14."""
+    """Measures `Limits` here and now."""
     small = torch.zeros(8, device=device, dtype=dtype)
     with torch.inference_mode():
         (times,) = interleaved({"add": lambda: small.add(1)}, device, seconds=0.3).values()
@@ -83,7 +83,7 @@ def _copy_rate(device: str, power: int) -> float:
 
 
 def copy_rate(device: torch.device | str, moved: float) -> float:
-    """Bytes read and written per second by a copy that moves about `moved` bytes. Built in chapter 14.
+    """Bytes read and written per second by a copy that moves about `moved` bytes.
 
     Measured once for each power of two from 64 KiB to 1 GiB: small sets live in a cache.
     """
@@ -94,8 +94,9 @@ def copy_rate(device: torch.device | str, moved: float) -> float:
 def interleaved(
     programs: dict[str, Callable[[], Any]], device: torch.device | str, seconds: float = 2.0, rounds: int = 5
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each program, in rounds of one sample each: at least `rounds`, and for about `seconds` a
-    program. Two calls each come first and are not counted. Built in chapter 14.
+    """Seconds of one call of each program, in rounds of one sample each.
+
+    At least `rounds`, and for about `seconds` a program. Two calls each come first and are not counted.
     """
 
     def sample(program: Callable, repeats: int) -> float:
@@ -132,7 +133,7 @@ class _Operations(TorchDispatchMode):
 
 
 def operations(program: Callable[[], Any]) -> int:
-    """How many operations one call starts. Built in chapter 14."""
+    """How many operations one call starts."""
     with _Operations() as counted:
         program()
     return counted.count
@@ -140,22 +141,22 @@ def operations(program: Callable[[], Any]) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """The least a program has to do: floating-point operations, and bytes to read and write. Built in chapter 14."""
+    """The least a program has to do: floating-point operations, and bytes to read and write."""
 
     flops: float
     moved: float
 
 
 def measure(
-    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, found: Limits, seconds: float
+    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, machine: Limits, seconds: float
 ) -> list[Row]:
-    """Times programs against each other and each against its limit. Built in chapter 14.
+    """Times programs against each other and each against its limit.
 
     `work` is the same for all, or given by name; `tokens` is what one call handles.
     """
     attempts = []
     for _ in range(ATTEMPTS):
-        timed = interleaved(programs, found.device, seconds)
+        timed = interleaved(programs, machine.device, seconds)
         spreads = {name: _spread(times) for name, times in timed.items()}
         attempts.append((max(spreads.values()), timed, spreads))
         if attempts[-1][0] < CALM:
@@ -164,7 +165,7 @@ def measure(
     rows = []
     for name, times in timed.items():
         need = work[name] if isinstance(work, dict) else work
-        limit, binds = found.bind(need.flops, need.moved, operations(programs[name]))
+        limit, binds = machine.bind(need.flops, need.moved, operations(programs[name]))
         rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds))
     return rows
 

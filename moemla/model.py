@@ -1,6 +1,7 @@
-"""The language model: pre-norm blocks of attention and feed-forward (eqs.
+"""The language model: pre-norm blocks of attention and feed-forward between a token table and its transpose.
 
-11-12) between a token table and its transpose.
+A block is eqs. 11-12. Notable: one rotary table serves all layers; head and embedding are one table as long as they
+share their numbers, whatever the config says; only `Block` and the model read the config. Built in chapter 5.
 """
 
 import os
@@ -31,27 +32,28 @@ from moemla.routing import Routing
 INIT_STD = 0.02  # GPT-2's
 
 
-def _norm(config: ModelConfig, like: dict) -> nn.Module:
+def _norm(config: ModelConfig, factory: dict) -> nn.Module:
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.d_model, eps=1e-6, **like)
-    return nn.LayerNorm(config.d_model, bias=config.bias, **like)
+        return nn.RMSNorm(config.d_model, eps=1e-6, **factory)
+    return nn.LayerNorm(config.d_model, bias=config.bias, **factory)
 
 
-def _attention(config: ModelConfig, rope: RotaryEmbedding | None, like: dict) -> nn.Module:
-    how = dict(
-        d_model=config.d_model, n_heads=config.n_heads, bias=config.bias, dropout=config.dropout, rope=rope, **like
+def _attention(config: ModelConfig, rope: RotaryEmbedding | None, factory: dict) -> nn.Module:
+    common = dict(
+        d_model=config.d_model, n_heads=config.n_heads, bias=config.bias, dropout=config.dropout, rope=rope, **factory
     )
     if config.attention == "mha":
-        return MultiHeadAttention(n_kv_heads=config.n_kv_heads, d_head=config.d_head, **how)
+        return MultiHeadAttention(n_kv_heads=config.n_kv_heads, d_head=config.d_head, **common)
     if config.attention == "mla":
-        return MultiHeadLatentAttention(latent_dim=config.latent_dim, d_head=config.d_head, **how)
-    return DecoupledLatentAttention(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value, **how)
+        return MultiHeadLatentAttention(latent_dim=config.latent_dim, d_head=config.d_head, **common)
+    widths = dict(latent_dim=config.latent_dim, d_nope=config.d_nope, d_value=config.d_value)
+    return DecoupledLatentAttention(**widths, **common)
 
 
-def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
+def _feedforward(config: ModelConfig, layer: int, factory: dict) -> nn.Module:
     if layer < complexity.dense_layers(config):
         return FeedForward(
-            d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **like
+            d_model=config.d_model, d_ff=config.d_ff, activation=config.activation, bias=config.bias, **factory
         )
     return MixtureOfExperts(
         d_model=config.d_model,
@@ -65,24 +67,24 @@ def _feedforward(config: ModelConfig, layer: int, like: dict) -> nn.Module:
         routed_scale=config.routed_scale,
         activation=config.activation,
         backend=config.backend,
-        **like,
+        **factory,
     )
 
 
 class Block(Layer):
-    """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D): eqs.
+    """h = x + attention(norm(x)); out = h + feedforward(norm(h)), (B, T, D) -> (B, T, D).
 
-    11-12. `layer` is its number, from 0: the first `n_dense_layers` have no experts. Built in chapter 5.
+    `layer` is its number, from 0: the first `n_dense_layers` have no experts.
     """
 
     def __init__(
         self, config: ModelConfig, rope: RotaryEmbedding | None = None, layer: int = 0, device=None, dtype=None
     ):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
-        self.norm1, self.norm2 = _norm(config, like), _norm(config, like)
-        self.attention = _attention(config, rope, like)
-        self.feedforward = _feedforward(config, layer, like)
+        factory = dict(device=device, dtype=dtype)
+        self.norm1, self.norm2 = _norm(config, factory), _norm(config, factory)
+        self.attention = _attention(config, rope, factory)
+        self.feedforward = _feedforward(config, layer, factory)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -129,18 +131,18 @@ class LanguageModel(Layer):
     def __init__(self, config: ModelConfig, device=None, dtype=None):
         super().__init__()
         self.config = config
-        like = dict(device=device, dtype=dtype)
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model, **like)
+        factory = dict(device=device, dtype=dtype)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model, **factory)
         learned = config.positions == "learned"
-        self.position = nn.Embedding(config.max_seq_len, config.d_model, **like) if learned else None
+        self.position = nn.Embedding(config.max_seq_len, config.d_model, **factory) if learned else None
         self.rope = None
         if config.positions == "rope":
             width = config.d_rope if config.attention == "mla-decoupled" else config.d_head
-            how = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
-            self.rope = RotaryEmbedding(width, config.max_seq_len, **how, **like)
-        self.blocks = nn.ModuleList(Block(config, self.rope, layer, **like) for layer in range(config.n_layers))
-        self.norm = _norm(config, like)
-        self.head = Linear(config.d_model, config.vocab_size, bias=False, **like)
+            angles = dict(theta=config.rope_theta, layout=config.rope_layout, learnable=config.rope_learnable)
+            self.rope = RotaryEmbedding(width, config.max_seq_len, **angles, **factory)
+        self.blocks = nn.ModuleList(Block(config, self.rope, layer, **factory) for layer in range(config.n_layers))
+        self.norm = _norm(config, factory)
+        self.head = Linear(config.d_model, config.vocab_size, bias=False, **factory)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self._initialise()
@@ -152,7 +154,7 @@ class LanguageModel(Layer):
 
     @property
     def tied(self) -> bool:
-        """Whether head and embedding are one table now, whatever the config said. Built in chapter 5."""
+        """Whether head and embedding are one table now, whatever the config said."""
         return same_storage(self.head.weight, self.embedding.weight)
 
     def _apply(self, fn, recurse=True):
@@ -176,9 +178,12 @@ class LanguageModel(Layer):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """GPT-2's: normal, std 0.02; matrices that write to the residual stream smaller by sqrt(2 L), there being 2 L
-        of them. W^Kr and W^Vr have 1 / sqrt(R): the product of down and up then starts as multi-head attention's one
-        matrix does, and not 0.02 sqrt(R) times as small. (The decoupled form has a norm between the two.)
+        """GPT-2's initial weights: normal, std 0.02; W^Kr and W^Vr of the paper's form have 1 / sqrt(R).
+
+        The 2 L matrices that write to the residual stream are smaller by sqrt(2 L). With 1 / sqrt(R) the product of
+        down and up starts as multi-head attention's one matrix does, and not 0.02 sqrt(R) times as small. (The
+        decoupled form has a norm between the two.) Experts and router draw their own first, so that they can be used
+        alone; here they are drawn again, and the first draw stays: without it a seed would give other weights.
         """
         paper = self.config.attention == "mla"
         residual = INIT_STD / (2 * self.config.n_layers) ** 0.5
@@ -210,7 +215,7 @@ class LanguageModel(Layer):
         are looked at on the CPU only).
         """
         if targets is not None and targets.shape != tokens.shape:
-            raise ValueError(f"targets of shape {tuple(targets.shape)}: must have the tokens', {tuple(tokens.shape)}")
+            raise ValueError(f"targets.shape={tuple(targets.shape)}: must be the tokens', {tuple(tokens.shape)}")
         if targets is not None and not torch.compiler.is_compiling() and _copies(tokens, targets):
             _warn_of_copying()
         x = self.features(tokens, cache=cache, lengths=lengths)
@@ -227,20 +232,18 @@ class LanguageModel(Layer):
     def features(
         self, tokens: Int[Tensor, "b t"], *, cache: Cache | None = None, lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s. Built in chapter 5."""
+        """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s."""
         require_known(tokens.device)
         if tokens.dim() != 2:
-            raise ValueError(f"tokens of shape {tuple(tokens.shape)}: give (B, T)")
+            raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T)")
         steps = tokens.shape[1]
         held = 0 if cache is None else cache.length
         if held + steps > self.config.max_seq_len:
-            raise ValueError(f"{held + steps} tokens are more than max_seq_len={self.config.max_seq_len}")
+            raise ValueError(f"length={held + steps}: must be at most max_seq_len={self.config.max_seq_len}")
         valid = None
         if lengths is not None:
             if lengths.shape != tokens.shape[:1]:
-                raise ValueError(
-                    f"lengths of shape {tuple(lengths.shape)}: must have one for each of {len(tokens)} rows"
-                )
+                raise ValueError(f"lengths.shape={tuple(lengths.shape)}: must have one for each of {len(tokens)} rows")
             # A cache takes them to the host in any case; else a GPU would have to be waited for.
             seen = cache is not None or (lengths.device.type == "cpu" and not torch.compiler.is_compiling())
             if seen and len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= steps:
@@ -250,7 +253,7 @@ class LanguageModel(Layer):
             x = self.embedding(tokens)
         except IndexError:  # on a GPU, an assertion of the device
             low, high, last = int(tokens.min()), int(tokens.max()), self.config.vocab_size - 1
-            raise ValueError(f"tokens from {low} to {high}: must be between 0 and {last}") from None
+            raise ValueError(f"tokens={low} to {high}: must be between 0 and {last}") from None
         if self.position is not None:
             where = (0, steps) if cache is None else cache.where(steps, tokens.device)
             x = x + self.position.weight[slice(*where) if isinstance(where, tuple) else where]
@@ -262,7 +265,7 @@ class LanguageModel(Layer):
         return self.norm(x)
 
     def next_logits(self, tokens: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b v"]:
-        """Logits behind the last of the tokens (B, T): (B, V). Built in chapter 5."""
+        """Logits behind the last of the tokens (B, T): (B, V)."""
         return self.head(self.features(tokens, cache=cache)[:, -1])
 
     @property
@@ -278,15 +281,16 @@ class LanguageModel(Layer):
     def new_cache(self, batch_size: int = 1, max_len: int | None = None, dtype=None) -> Cache:
         """An empty cache of the kind that the config names, on the model's device. Built in chapter 2."""
         c, weight = self.config, self.embedding.weight
-        how = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=c.max_seq_len if max_len is None else max_len)
-        how |= dict(device=weight.device, dtype=dtype or weight.dtype)
+        max_len = c.max_seq_len if max_len is None else max_len
+        storage = dict(n_layers=c.n_layers, batch_size=batch_size, max_len=max_len)
+        storage |= dict(device=weight.device, dtype=dtype or weight.dtype)
         if c.cache == "kv":
-            return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **how)
+            return KVCache(n_kv_heads=c.n_kv_heads, d_head=c.d_head, **storage)
         if c.cache == "latent":
-            return LatentCache(latent_dim=c.latent_dim, **how)
+            return LatentCache(latent_dim=c.latent_dim, **storage)
         if c.cache == "hybrid":
-            return HybridCache(n_heads=c.n_heads, d_head=c.d_head, latent_dim=c.latent_dim, **how)
-        return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **how)
+            return HybridCache(n_heads=c.n_heads, d_head=c.d_head, latent_dim=c.latent_dim, **storage)
+        return JointLatentCache(latent_dim=c.latent_dim, d_rope=c.d_rope, **storage)
 
     def routing(self) -> list[Routing]:
         """For each mixture-of-experts layer, what its router decided in the last forward pass, and in that one alone.
@@ -302,7 +306,7 @@ class LanguageModel(Layer):
         ]
 
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
-        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`. Built in chapter 5.
+        """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`.
 
         A head that is no longer the embedding is written too, and the config says so: tie_embeddings is what is true.
         Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2 every rank calls it, and the first one writes.
@@ -330,8 +334,8 @@ class LanguageModel(Layer):
 def unwrapped(model: nn.Module) -> LanguageModel:
     """The LanguageModel inside what DDP or torch.compile made of it; one that is not wrapped is returned as it is.
 
-    For the methods that a wrapper does not know: `save`, `routing`, `new_cache`. TypeError where there is none. Built
-    in chapter 13.
+    For the methods that a wrapper does not know: `save`, `routing`, `new_cache`. TypeError where there is none.
+    Built in chapter 13.
     """
     inner = model
     while not isinstance(inner, LanguageModel):

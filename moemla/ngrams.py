@@ -11,12 +11,15 @@ unseen context p_m = p_{m-1}. So p_m(. | c) sums to one over the vocabulary for 
 the story before, and EOT, which stands first in each story, is a context but never a prediction.
 
 Notable: no dictionaries. An n-gram is one 64-bit number, counting is sorting, looking up is a binary search.
+Built in chapter 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from moemla.config import require
 
 KEY_BITS = 64
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's, for texts too short to estimate them
@@ -35,17 +38,16 @@ class _Table:
 
 
 class NGram:
-    """A counted model of `order` tokens (2: bigram) over `vocab_size` ids. Built in chapter 1.
+    """A counted model of `order` tokens (2: bigram) over `vocab_size` ids.
 
     order times the bits of an id must be at most 64: a 4-gram for any 16-bit ids, a 5-gram for 4,096 of them.
     """
 
     def __init__(self, order: int, vocab_size: int) -> None:
-        if vocab_size < 2:
-            raise ValueError(f"vocab_size={vocab_size}: must be 2 or more")
+        require(vocab_size >= 2, "vocab_size", vocab_size, "must be 2 or more")
         self._bits = (vocab_size - 1).bit_length()
-        if not 1 <= order <= KEY_BITS // self._bits:
-            raise ValueError(f"order={order}: must be 1 to {KEY_BITS // self._bits} for vocab_size={vocab_size}")
+        most = KEY_BITS // self._bits
+        require(1 <= order <= most, "order", order, f"must be 1 to {most} for vocab_size={vocab_size}")
         self.order, self.vocab_size = order, vocab_size
         self._tables: list[_Table] = []
 
@@ -90,7 +92,7 @@ class NGram:
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
-            raise ValueError(f"tokens: must be 0 to {self.vocab_size - 1}, found {tokens.min()} to {tokens.max()}")
+            raise ValueError(f"tokens={tokens.min()} to {tokens.max()}: must be 0 to {self.vocab_size - 1}")
 
     def _keys(self, tokens: np.ndarray, documents: np.ndarray) -> Keys:
         """The n-gram that ends in each predicted token, for each order, if it lies within the story."""
@@ -122,7 +124,7 @@ class NGram:
 
     def _probabilities(self, keys: Keys, n: int) -> np.ndarray:
         if not self._tables:
-            raise ValueError("the n-gram model has not been fitted: call fit(tokens, documents) first")
+            raise ValueError("model: has counted nothing yet; call fit(tokens, documents) first")
         p = np.full(n, 1 / self.vocab_size)
         for table, (key, which) in zip(self._tables, keys, strict=False):
             context, known = _find(table.contexts, key >> np.uint64(self._bits))
@@ -144,5 +146,5 @@ def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
     if not (n1 and n2 and n3):
         return FALLBACK_DISCOUNTS
     y = n1 / (n1 + 2 * n2)
-    found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-    return found if all(0 < d <= c for c, d in enumerate(found, start=1)) else FALLBACK_DISCOUNTS
+    discounts = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    return discounts if all(0 < d <= c for c, d in enumerate(discounts, start=1)) else FALLBACK_DISCOUNTS

@@ -1,4 +1,7 @@
-"""Pictures: one style for the book and for curves of runs. The same colour means the same thing in every chapter."""
+"""Pictures: one style for the book and for curves of runs. The same colour means the same thing in every chapter.
+
+Built in chapter 1.
+"""
 
 from contextlib import contextmanager
 
@@ -19,7 +22,7 @@ COLOURS = {
 
 @contextmanager
 def style():
-    """`with style():` matplotlib figures look like the book's: white ground, thin lines, no box. Built in chapter 1."""
+    """`with style():` matplotlib figures look like the book's: white ground, thin lines, no box."""
     mpl = optional("matplotlib", "plots")
     from cycler import cycler
 

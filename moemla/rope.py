@@ -1,4 +1,8 @@
-"""Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10)."""
+"""Rotary position embedding: turn pairs of dimensions by an angle that grows with the position (eqs. 9-10).
+
+Notable: the tables are float32 or wider in a model of any type, shared by all layers and no part of a checkpoint; both
+layouts of the pairs; learnable frequencies, as the text above eq. 9 has them, on request. Built in chapter 4.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +14,7 @@ from moemla.devices import at_least_float32
 
 
 def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
-    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64. Built in chapter 4.
+    """Angle per position of each of the width/2 pairs, theta ** (-2 i / width), in float64.
 
     ValueError for a width that is not even, or a theta that is not a finite number above 1.
     """
@@ -23,12 +27,11 @@ def frequencies(width: int, theta: float = 10000.0) -> Float[Tensor, "half"]:
 def apply_rope(
     x: Float[Tensor, "b h t k"], cos: Float[Tensor, "c t half"], sin: Float[Tensor, "c t half"], layout: str = "halves"
 ) -> Float[Tensor, "b h t k"]:
-    """R_{Theta, m} x_m of eq. 9: turns each pair of x by the angle whose cosine and sine are given; the result has x's
-    dtype.
+    """R_{Theta, m} x_m of eq. 9: turns each pair of x by the angle whose cosine and sine are given.
 
-    x (B, H, T, K); cos and sin (B or 1, T, K/2). layout "halves" pairs dimension i with i + K/2, "interleaved" 2i with
-    2i + 1; the two differ by a fixed permutation of the dimensions, so weights made for one are wrong for the other.
-    Built in chapter 4.
+    x (B, H, T, K), and so is the result, in x's dtype; cos and sin (B or 1, T, K/2). layout "halves" pairs dimension i
+    with i + K/2, "interleaved" 2i with 2i + 1; the two differ by a fixed permutation of the dimensions, so weights made
+    for one are wrong for the other.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     if layout == "halves":
@@ -43,7 +46,7 @@ def apply_rope(
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer. Built in chapter 4.
+    """Cosines and sines of positions 0 .. max_seq_len - 1, shared by every layer.
 
     The tables stay in float32 (float64 in a float64 model): in bfloat16 the positions 256 and 257 would be one. They
     are computed again when the module moves, and are no part of a checkpoint. With `learnable` the frequencies are a
@@ -104,17 +107,17 @@ class RotaryEmbedding(nn.Module):
         if self.inv_freq is not None:
             return super()._apply(fn, recurse)
         try:
-            like = fn(self.cos[:1])
+            moved = fn(self.cos[:1])
         except NotImplementedError:  # weights came to a meta model by load_state_dict(assign=True), tables did not
-            like = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
-        self._fill(like.device, like.dtype)
+            moved = fn(torch.empty(1, dtype=self.cos.dtype, device="cpu"))
+        self._fill(moved.device, moved.dtype)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *how):
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
         name = f"{prefix}inv_freq"
         if name in state_dict and state_dict[name].element_size() < 4:  # assigned, it would take the wide one's place
             state_dict[name] = state_dict[name].float()
-        super()._load_from_state_dict(state_dict, prefix, *how)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _turns(self, where: tuple[int, int] | Int[Tensor, "c t"], device) -> tuple[Tensor, Tensor]:
         """Cosines and sines (C, T, K/2) from learnable frequencies."""
@@ -133,21 +136,21 @@ class RotaryEmbedding(nn.Module):
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
-            raise ValueError(f"{where[1]} positions are more than max_seq_len={self.max_seq_len}")
+            raise ValueError(f"length={where[1]}: must be at most max_seq_len={self.max_seq_len}")
         if isinstance(where, tuple) and (where[0] < 0 or where[1] - where[0] != x.shape[2]):
             raise ValueError(f"positions={where}: {x.shape[2]} of them are needed")
         if self.inv_freq is not None:
             return apply_rope(x, *self._turns(where, x.device), self.layout)
         on_host = not isinstance(where, tuple) and where.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_host and where.numel() and int(where.min()) < 0:
-            raise IndexError(f"positions from {int(where.min())}: must be 0 or more")
+            raise IndexError(f"positions={int(where.min())}: must be 0 or more")
         if self.cos.device.type == "meta" != x.device.type:  # load_state_dict(assign=True) brings no tables
             self._fill(x.device, x.dtype)
         if kernels.enabled(x, self.cos):
             from moemla.kernels.rope import rope
 
-            given, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
-            return rope(x, self.cos, self.sin, given, first, self.layout == "interleaved", False)
+            table, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
+            return rope(x, self.cos, self.sin, table, first, self.layout == "interleaved", False)
         taken = slice(*where) if isinstance(where, tuple) else where
         stay, swap = self.stay[taken], self.swap[taken]  # (T, K), or (C, T, K)
         if stay.dim() == 3:

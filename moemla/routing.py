@@ -2,7 +2,7 @@
 
 Two scores decide two things. The *biased* score picks the experts; the *plain* score weighs them. Algorithm 1 of the
 paper uses the biased one for both (`bias_in_gate=True`); Wang et al. (arXiv 2408.15664), from whom the bias comes, keep
-it out of the gate.
+it out of the gate. Built in chapter 6.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from moemla.devices import at_least_float32
 
 @dataclass
 class Routing:
-    """What the router decided for N tokens. Built in chapter 6.
+    """What the router decided for N tokens.
 
     index (N, A): the chosen experts; gate (N, A): their weights, 0 for padding; probabilities (N, E): the plain scores,
     for auxiliary losses and for looking at; logits (N, E); valid (N,): False for padding, or None; counted: the counts,
@@ -39,7 +39,7 @@ class Routing:
 
     @property
     def counts(self) -> Int[Tensor, "e"]:
-        """Tokens for each expert (E,), padding left out. Built in chapter 6."""
+        """Tokens for each expert (E,), padding left out."""
         if self.counted is not None:
             return self.counted
         one = torch.ones_like(self.index)
@@ -49,7 +49,7 @@ class Routing:
         return counts.scatter_add(0, self.index.flatten(), one.flatten())
 
     def detach(self) -> "Routing":
-        """The same numbers without the pass that made them: for looking at. Built in chapter 6."""
+        """The same numbers without the pass that made them: for looking at."""
         gate, probabilities, logits = self.gate.detach(), self.probabilities.detach(), self.logits.detach()
         return Routing(self.index, gate, probabilities, logits, self.valid, self.counted, detached=True)
 
@@ -80,8 +80,8 @@ def route(
     if known and kernels.enabled(logits, bias):
         from moemla.kernels.routing import route as in_one_pass
 
-        how = (scores == "softmax", bias_in_gate, renormalise, float(routed_scale))
-        gate, index, plain, counts = in_one_pass(logits, bias, valid, top_k, *how)
+        gating = (scores == "softmax", bias_in_gate, renormalise, float(routed_scale))
+        gate, index, plain, counts = in_one_pass(logits, bias, valid, top_k, *gating)
         return Routing(index, gate, plain, logits, valid, counts)
     if bias_in_gate:
         plain = _score(logits + bias, scores)
@@ -130,7 +130,7 @@ def _score(logits: Tensor, scores: str) -> Tensor:
 
 
 class Router(nn.Module):
-    """W_g and the balancing bias b: (N, D) -> Routing. Built in chapter 6.
+    """W_g and the balancing bias b: (N, D) -> Routing.
 
     Both are float32 whatever the rest of the model is (float64 in a float64 model), and so is all that is computed from
     them: near 4 a 16-bit float has steps of 0.004 to 0.03, and a bias update of 0.001 would vanish. `bias` is a buffer:
@@ -157,7 +157,7 @@ class Router(nn.Module):
         super().__init__()
         dtype = torch.promote_types(torch.get_default_dtype() if dtype is None else dtype, torch.float32)
         self.top_k = top_k
-        self.how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
+        self.gating = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
         for name, value in (("d_model", d_model), ("n_experts", n_experts), ("top_k", top_k)):
             require_count(name, value)
         require(top_k <= n_experts, "top_k", top_k, f"must be at most n_experts={n_experts}")
@@ -173,14 +173,14 @@ class Router(nn.Module):
         self.recorded_with_gradients = False
 
     def watch_margins(self, on: bool = True, bins: int = 1000) -> None:
-        """Whether training passes also sum up `margin_histogram`. ValueError unless scores are sigmoid and the bias is
-        for selection only: other scores have no fixed range.
+        """Whether training passes also sum up `margin_histogram`.
+
+        ValueError unless scores are sigmoid and the bias is for selection only: other scores have no fixed range.
         """
-        if on and (self.how["scores"] != "sigmoid" or self.how["bias_in_gate"]):
-            raise ValueError(
-                f"scores={self.how['scores']!r}, bias_in_gate={self.how['bias_in_gate']}: "
-                "the quantile rule needs sigmoid scores and a bias for selection only"
-            )
+        scores, bias_in_gate = self.gating["scores"], self.gating["bias_in_gate"]
+        right = "the quantile rule needs sigmoid scores and a bias for selection only"
+        if on and (scores != "sigmoid" or bias_in_gate):
+            raise ValueError(f"scores={scores!r}, bias_in_gate={bias_in_gate}: {right}")
         self.margins = self.load.new_zeros(len(self.bias), bins) if on else None
 
     def reset_parameters(self) -> None:
@@ -207,15 +207,12 @@ class Router(nn.Module):
         self._follow(self.bias.device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *how):
-        for name in (
-            f"{prefix}weight",
-            f"{prefix}bias",
-        ):  # with assign=True a narrow one would take the wide one's place
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        for name in (f"{prefix}weight", f"{prefix}bias"):  # assigned, a narrow one would take the wide one's place
             held = state_dict.get(name)
             if isinstance(held, Tensor) and held.is_floating_point() and held.element_size() < 4:
                 state_dict[name] = held.float()
-        super()._load_from_state_dict(state_dict, prefix, *how)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self):  # a copy or a pickle of the model leaves its passes, and their graphs, behind
         return self.__dict__ | {"last": None, "recorded": None}
@@ -234,7 +231,7 @@ class Router(nn.Module):
         kind = "cpu" if x.is_meta else x.device.type  # there is no autocast for meta tensors
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             logits = flat.to(wide) @ self.weight.to(wide).T
-            routing = route(logits, self.bias.to(wide), self.top_k, valid=valid, **self.how)
+            routing = route(logits, self.bias.to(wide), self.top_k, valid=valid, **self.gating)
         if torch.compiler.is_exporting():  # a program has no sums, and what it shows are no numbers
             return routing
         # A pass that activation checkpointing repeats inside backward has been counted and shown already.

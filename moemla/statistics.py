@@ -4,6 +4,7 @@ A contrast is a weighted sum of group means with weights that sum to zero: a dif
 two changes (1, -1, -1, 1). Seed s gives every group the same batches, so a contrast can be taken within each seed
 (paired) or between the groups as if their seeds had nothing in common (Welch). Both are returned, with the correlation
 over seeds that decides which interval is narrower: pairing helps where it is positive and harms where it is negative.
+Built in chapter 15.
 """
 
 import math
@@ -17,7 +18,7 @@ POWER = 0.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval by Student's t, and the two-sided p against zero. Built in chapter 15."""
+    """A value with its interval by Student's t, and the two-sided p against zero."""
 
     value: float
     low: float
@@ -49,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Contrast:
-    """One weighted sum of means, taken within seeds and between groups. Built in chapter 15.
+    """One weighted sum of means, taken within seeds and between groups.
 
     `correlation` is the mean of the groups' pairwise correlations over seeds; None where a group does not vary.
     """
@@ -60,7 +61,7 @@ class Contrast:
 
 
 def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
-    """The mean of independent values, (n,) with n >= 2, in the unit of the values. Built in chapter 15.
+    """The mean of independent values, (n,) with n >= 2, in the unit of the values.
 
     ValueError for fewer than two, or one that is not finite.
     """
@@ -72,7 +73,7 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
 
 
 def contrast(groups: Iterable[Iterable[float]], weights: Iterable[float], level: float = LEVEL) -> Contrast:
-    """sum_g w_g mean_g over groups that share their seeds, entry s of each being seed s. Built in chapter 15.
+    """sum_g w_g mean_g over groups that share their seeds, entry s of each being seed s.
 
     Paired: the sum within each seed, then `estimate`. Welch: the groups' variances apart, degrees of freedom by
     Welch and Satterthwaite. ValueError unless the groups have one length and the weights sum to zero.
@@ -80,8 +81,7 @@ def contrast(groups: Iterable[Iterable[float]], weights: Iterable[float], level:
     groups, weights = [_checked(group) for group in groups], list(weights)
     lengths = [len(group) for group in groups]
     if len(set(lengths)) != 1 or len(groups) != len(weights):
-        right = "one weight a group, and as many seeds in each"
-        raise ValueError(f"groups of {lengths} values, weights={weights}: {right}")
+        raise ValueError(f"weights={weights}: one a group, and as many seeds in each, of which there are {lengths}")
     if abs(math.fsum(weights)) > 1e-12:
         raise ValueError(f"weights={weights}: must sum to zero")
     seeds = zip(*groups, strict=True)
@@ -95,7 +95,7 @@ def contrast(groups: Iterable[Iterable[float]], weights: Iterable[float], level:
 
 
 def difference(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Contrast:
-    """mean a - mean b over the same seeds. Built in chapter 15."""
+    """mean a - mean b over the same seeds."""
     return contrast((a, b), (1, -1), level)
 
 
@@ -108,7 +108,7 @@ def interaction(
 ) -> Contrast:
     """(both - second) - (first - neither): by how much one change does more in the presence of the other.
 
-    In losses a synergy is negative. Built in chapter 15.
+    In losses a synergy is negative.
     """
     return contrast((both, first, second, neither), (1, -1, -1, 1), level)
 
@@ -116,7 +116,7 @@ def interaction(
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p values of several registered comparisons, corrected so that one false alarm in the family has 5 % at p < 0.05.
 
-    Holm 1979: the smallest times m, the next times m - 1 and so on, never falling. Built in chapter 15.
+    Holm 1979: the smallest times m, the next times m - 1 and so on, never falling.
     """
     corrected, largest, m = {}, 0.0, len(p_values)
     for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
@@ -126,7 +126,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def power(difference: float, standard_error: float, df: float, level: float = LEVEL) -> float:
-    """The chance that a true difference is seen by a two-sided t test. Built in chapter 15."""
+    """The chance that a true difference is seen by a two-sided t test."""
     from scipy.stats import nct, t
 
     edge, shift = t.ppf((1 + level) / 2, df), difference / standard_error
@@ -136,7 +136,7 @@ def power(difference: float, standard_error: float, df: float, level: float = LE
 def detectable(sd: float, seeds: int, wanted: float = POWER, level: float = LEVEL) -> float:
     """The smallest true difference of two arms that `seeds` seeds each show with the `wanted` power, in sd's unit.
 
-    sd: one arm's standard deviation over seeds, the same in both, seeds independent. Built in chapter 15.
+    sd: one arm's standard deviation over seeds, the same in both, seeds independent.
     """
     from scipy.optimize import brentq
 

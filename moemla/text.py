@@ -1,4 +1,8 @@
-"""Stories as text: files with a mark between stories, and the TinyStories corpus on its hub."""
+"""Stories as text: files with a mark between stories, and the TinyStories corpus on its hub.
+
+Notable: stories come one at a time, however long the file; what came from the hub is kept, and a second call goes on
+behind it. Built in chapter 1.
+"""
 
 import os
 import warnings
@@ -25,14 +29,14 @@ def read_stories(path: str | os.PathLike[str], rows: int | None = None) -> Itera
     Outer whitespace is stripped and empty stories are left out; `rows` stops after that many, empty ones
     counted. `DataError` when there is no such file, no story in it, or a byte that is not UTF-8 (gives its
     offset). The mark inside a line is text and separates nothing: a warning says so, and a file that has it there
-    alone is a `DataError`. Built in chapter 1.
+    alone is a `DataError`.
     """
-    found = False
+    empty = True
     for story in islice(_rows(path), rows):
         if story:
-            found = True
+            empty = False
             yield story
-    if not found:
+    if empty:
         raise DataError(f"{path} is empty: it needs stories with a line {EOT} between them")
 
 
@@ -77,7 +81,7 @@ def hub_stories(split: str, limit: int, skip: int = 0) -> Iterator[str]:
     """Rows `skip` to `limit` of a split ("train" or "validation") of TinyStories, streamed.
 
     Whatever goes wrong on the way is one `DataError` that names the other sources; without a network it comes
-    within seconds. Built in chapter 1.
+    within seconds.
     """
     datasets = optional("datasets", "hub")
     try:
@@ -109,7 +113,7 @@ def fetch_hub(out: str | os.PathLike[str], split: str, limit: int, progress: Rep
 
     Text goes to `hub-SPLIT.txt.part`; whole rows in it are counted and kept, so that a second call goes on
     behind them, as does one that wants more than a finished file has. `MoemlaError` while another process writes
-    into `out`; a file of that name that does not end in a separator is not touched. Built in chapter 1.
+    into `out`; a file of that name that does not end in a separator is not touched.
     """
     with claimed(out, "fetch_hub"):
         return _fetch(Path(out), split, limit, progress)
@@ -152,7 +156,7 @@ def _whole_rows(path: Path) -> tuple[int, int]:
 def watched(
     items: Iterable[str], label: str, total: int | None, progress: Report | None, start: int = 0
 ) -> Iterator[str]:
-    """`items`, with a report at their beginning, after each CHUNK of them, and at their end. Built in chapter 1."""
+    """`items`, reported at their beginning, after each CHUNK of them, and at their end. Built in chapter 13."""
     done = start
     if progress:
         progress(label, done, total)
@@ -165,7 +169,7 @@ def watched(
 
 
 def then(items: Iterable[str], label: str, progress: Report | None) -> Iterator[str]:
-    """`items`, and a report that what follows them has begun. Built in chapter 1."""
+    """`items`, and a report that what follows them has begun. Built in chapter 13."""
     yield from items
     if progress:
         progress(label, 0, None)

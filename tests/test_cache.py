@@ -122,7 +122,7 @@ def test_masks_that_need_no_mask():
 def test_no_room(kind):
     cache = KINDS[kind][0](batch_size=2, max_len=4)
     fill(cache, 3)
-    with pytest.raises(ValueError, match="3 tokens held and 2 more exceed the cache's max_len=4"):
+    with pytest.raises(ValueError, match="steps=2: with 3 tokens held they exceed max_len=4"):
         fill(cache, 2)
     fill(cache, 1)
     with pytest.raises(ValueError, match="max_len=4"):
@@ -139,11 +139,11 @@ def test_wrong_arguments():
     cache = LatentCache(latent_dim=2, batch_size=2, max_len=4)
     with pytest.raises(ValueError, match="length=-1"):
         cache.crop(-1)
-    with pytest.raises(ValueError, match="3 lengths for a cache of 2 rows"):
+    with pytest.raises(ValueError, match=r"steps=.*: one number, or one for each of the 2 rows"):
         cache.advance([1, 1, 1])
-    with pytest.raises(IndexError, match="layer 1"):
+    with pytest.raises(IndexError, match="layer=1"):
         cache[1]
-    with pytest.raises(ValueError, match="3 rows for a cache of 2"):
+    with pytest.raises(ValueError, match="rows=3: this cache has 2"):
         cache[0].append(*[torch.zeros(3, 1, 1, 2)] * 2)
     with pytest.raises(RuntimeError, match="no_grad"):
         cache[0].append(*[torch.zeros(2, 1, 1, 2, requires_grad=True)] * 2)

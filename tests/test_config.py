@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moemla import complexity, config
-from moemla.config import SIZES, VARIANTS, ModelConfig, setting
+from moemla.config import SIZES, VARIANTS, ModelConfig, architecture, setting
 from moemla.model import LanguageModel
 
 PAPER_SIZES = ("XS", "S", "M", "L", "XL")
@@ -321,3 +321,12 @@ def test_any_field_is_set_by_its_name(text, expected):
 def test_what_cannot_be_set_is_named(text, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         setting(text)
+
+
+def test_the_architecture_is_all_but_the_code_that_computes_it():
+    """What two runs must have alike to be one: every field but the back end of the experts."""
+    plain = ModelConfig()
+    other = architecture(ModelConfig(backend="loop").to_dict())
+    assert other == architecture(plain.to_dict())
+    assert set(other) == {field.name for field in dataclasses.fields(ModelConfig)} - {"backend"}
+    assert architecture(ModelConfig(scores="softmax").to_dict()) != other

@@ -102,7 +102,7 @@ def test_the_model_is_left_as_it_was():
     model.train()
     assert torch.equal(document_nats(model, stories), expected)  # without dropout
     assert model.training
-    with pytest.raises(ValueError, match="tokens from"):
+    with pytest.raises(ValueError, match="tokens="):
         document_nats(model, [[0, 300, 1]])  # no such token
     assert model.training
 
@@ -217,7 +217,7 @@ def test_frozen_blocks_stay_in_eval_mode():
     before = [module.training for module in model.modules()]
     document_nats(model, documents(5, 9))
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(ValueError, match="tokens from"):
+    with pytest.raises(ValueError, match="tokens="):
         document_nats(model, [[0, 300, 1]])
     assert [module.training for module in model.modules()] == before and len(set(before)) == 2
 

@@ -331,7 +331,7 @@ def test_wrong_arguments(tokens, how, words):
 
 
 def test_one_dimensional_tokens():
-    with pytest.raises(ValueError, match=r"of shape \(2,\); give \(B, T\)"):
+    with pytest.raises(ValueError, match=r"tokens\.shape=\(2,\): give \(B, T\)"):
         inspect.unwrap(generate)(model_of(), torch.tensor([1, 2]))  # as users have it, without the tests' type checks
 
 

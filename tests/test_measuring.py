@@ -62,7 +62,7 @@ def test_rows_carry_their_own_work():
     found = Limits("cpu", "float32", products=1e9, operation=1e-9)
     programs = {"a": lambda: time.sleep(0.001), "b": lambda: time.sleep(0.003)}
     work = {"a": Work(1e6, 0), "b": Work(5e6, 0)}
-    a, b = measure("naps", programs, work, tokens=6, found=found, seconds=0.02)
+    a, b = measure("naps", programs, work, tokens=6, machine=found, seconds=0.02)
     assert (a.program, b.program, a.case) == ("a", "b", "naps")
     assert a.seconds < b.seconds
     assert (a.limit, b.limit) == (pytest.approx(1e-3), pytest.approx(5e-3))

@@ -191,9 +191,9 @@ def test_wrong_input_is_named():
         model.nats(tokens, documents)
     with pytest.raises(ValueError, match=r"documents: must start with 0 and end with len\(tokens\) = 5"):
         model.fit(tokens, documents[:-1])
-    with pytest.raises(ValueError, match="tokens: must be 0 to 3, found 0 to 4"):
+    with pytest.raises(ValueError, match="tokens=0 to 4: must be 0 to 3"):
         model.fit(*packed([[4]]))
     with pytest.raises(ValueError, match="nothing to count"):
         model.fit(*packed([[], []]))
-    with pytest.raises(ValueError, match="tokens: must be 0 to 3, found 9 to 9"):
+    with pytest.raises(ValueError, match="tokens=9 to 9: must be 0 to 3"):
         model.fit(tokens, documents).distribution([9])

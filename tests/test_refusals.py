@@ -115,7 +115,7 @@ def test_lengths_outside_the_row_without_a_cache(lengths):
 def test_tokens_outside_the_vocabulary(token):
     model, text = model_of(), tokens_of(2, 8)
     text[1, 3] = token
-    line = f"tokens from {int(text.min())} to {int(text.max())}: must be between 0 and 36"
+    line = f"tokens={int(text.min())} to {int(text.max())}: must be between 0 and 36"
     with pytest.raises(ValueError, match=line):
         model(text)
 
@@ -124,14 +124,14 @@ def test_a_target_outside_the_vocabulary():
     model, text = model_of(), tokens_of(2, 8)
     targets = text.roll(1, 1)
     targets[0, 0] = 37
-    with pytest.raises(ValueError, match="targets up to 37: must be below the vocabulary's size, 37"):
+    with pytest.raises(ValueError, match="targets=37: must be below the vocabulary's size, 37"):
         model(text, targets)
 
 
 def test_a_cache_does_not_count_backwards():
     held = cache.LatentCache(latent_dim=3, **CACHE)
     for steps in (-1, [2, -1]):
-        with pytest.raises(ValueError, match="-1 tokens: must be 0 or more"):
+        with pytest.raises(ValueError, match="steps=-1: must be 0 or more"):
             held.advance(steps)
     assert held.lengths == [0, 0]
 
@@ -142,11 +142,11 @@ from moemla.model import LanguageModel
 from tests.helpers import config_of, tokens_of
 model, text = LanguageModel(config_of()), tokens_of(2, 8)
 for call, line in (
-    (lambda: model(text[0]), "tokens of shape (8,): give (B, T)"),
-    (lambda: model(text, text.T.contiguous()), "targets of shape (8, 2): must have the tokens', (2, 8)"),
-    (lambda: model(text, text.flatten()), "targets of shape (16,): must have the tokens', (2, 8)"),
-    (lambda: model(text, lengths=torch.tensor([8])), "lengths of shape (1,): must have one for each of 2 rows"),
-    (lambda: model(text, lengths=torch.tensor([[8]])), "lengths of shape (1, 1): must have one for each of 2 rows"),
+    (lambda: model(text[0]), "tokens.shape=(8,): give (B, T)"),
+    (lambda: model(text, text.T.contiguous()), "targets.shape=(8, 2): must be the tokens', (2, 8)"),
+    (lambda: model(text, text.flatten()), "targets.shape=(16,): must be the tokens', (2, 8)"),
+    (lambda: model(text, lengths=torch.tensor([8])), "lengths.shape=(1,): must have one for each of 2 rows"),
+    (lambda: model(text, lengths=torch.tensor([[8]])), "lengths.shape=(1, 1): must have one for each of 2 rows"),
 ):
     try:
         call()
@@ -169,7 +169,7 @@ def test_positions_before_the_first(learnable):
     with pytest.raises(ValueError, match=r"positions=\(-1, 0\)"):
         rope(x, (-1, 0))
     if not learnable:
-        with pytest.raises(IndexError, match="positions from -1: must be 0 or more"):
+        with pytest.raises(IndexError, match="positions=-1: must be 0 or more"):
             rope(x, torch.tensor([[-1]]))
 
 
@@ -183,7 +183,7 @@ def test_the_cache_of_another_layer():
         cache.LatentCache(latent_dim=5, **CACHE),
         cache.JointLatentCache(latent_dim=4, d_rope=4, **CACHE),
     ):
-        with pytest.raises(ValueError, match=rf"{type(other).__name__} keeps \(heads, width\) .* this layer has"):
+        with pytest.raises(ValueError, match=rf"cache={type(other).__name__}: keeps \(heads, width\) .* layer has"):
             layer(x, other[0])
     heads = MultiHeadAttention(d_model=12, n_heads=3)
     with pytest.raises(ValueError, match=r"keeps .*\(1, 4\).* this layer has .*\(3, 4\)"):

@@ -132,7 +132,7 @@ def test_learnable_frequencies_begin_as_the_fixed_ones_and_have_a_gradient(layou
         return torch.func.functional_call(learnable, {"inv_freq": inv_freq}, (x, places))
 
     assert torch.autograd.gradcheck(turned, learnable.inv_freq)
-    with pytest.raises(ValueError, match="more than max_seq_len=40"):
+    with pytest.raises(ValueError, match="must be at most max_seq_len=40"):
         learnable(torch.randn(1, 1, 41, 6))
 
 
@@ -147,7 +147,7 @@ def test_past_the_table():
     rope = RotaryEmbedding(4, 6)
     x = torch.randn(1, 1, 7, 4)
     assert rope(x[:, :, :6]).shape == (1, 1, 6, 4)
-    with pytest.raises(ValueError, match="7 positions are more than max_seq_len=6"):
+    with pytest.raises(ValueError, match="length=7: must be at most max_seq_len=6"):
         rope(x)
     with pytest.raises(IndexError):
         rope(x[:, :, :1], torch.tensor([[6]]))

@@ -110,7 +110,8 @@ def api_page() -> str:
     names = sorted(files, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     out = ["# API reference", ""]
     out += [
-        "What each module holds, from its docstrings. Each entry names the chapter in which it is built by hand.",
+        "What each module holds, from its docstrings. A module names the chapter in which it is built by hand, and an "
+        "entry names its own where that is another.",
         "",
     ]
     for name in names:

@@ -83,9 +83,9 @@ def unequal_rows(layer: Callable, start: Callable, width: int) -> None:
         prompt, new = normal(len(lengths), longest, width), normal(len(lengths), more, width)
         out = [step(prompt, lengths), *(step(part) for part in new.split(1, dim=1))]
         for row, length in enumerate(lengths):
-            found = torch.cat((out[0][row, :length], *(part[row] for part in out[1:])))
+            actual = torch.cat((out[0][row, :length], *(part[row] for part in out[1:])))
             wanted = layer(torch.cat((prompt[row, :length], new[row]))[None])[0]
-            same(found, wanted, f"row {row} of prompts of {list(lengths)} tokens and {more} steps")
+            same(actual, wanted, f"row {row} of prompts of {list(lengths)} tokens and {more} steps")
 
 
 @check

@@ -44,16 +44,16 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-def same(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+def same(actual: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """CheckFailed with shape, place and largest difference unless two tensors are equal; NaN equals nothing."""
-    require(found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}, wanted {tuple(wanted.shape)}")
+    require(actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, wanted {tuple(wanted.shape)}")
     if not wanted.numel():
         return
-    apart = (found.detach() - wanted.detach()).abs().nan_to_num(torch.inf)
+    apart = (actual.detach() - wanted.detach()).abs().nan_to_num(torch.inf)
     if not apart.max() <= tolerance * max(1.0, wanted.detach().abs().max().item()):
         place = tuple(int(i) for i in torch.unravel_index(apart.argmax(), apart.shape))
-        ours, theirs = found[place].item(), wanted[place].item()
-        narrow = "" if found.dtype == wanted.dtype else f", in {found.dtype}".replace("torch.", "")
+        ours, theirs = actual[place].item(), wanted[place].item()
+        narrow = "" if actual.dtype == wanted.dtype else f", in {actual.dtype}".replace("torch.", "")
         where = f" at {list(place)}" if place else ""
         raise CheckFailed(
             f"{what}: {ours:.6g}{where}, wanted {theirs:.6g} (largest difference {apart.max():.2g}{narrow})"
@@ -66,18 +66,18 @@ def gradients(out: Tensor, leaves: Iterable[Tensor], upstream: Tensor | None = N
     if not out.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     upstream = torch.ones_like(out) if upstream is None else upstream
-    found = torch.autograd.grad(out, leaves, upstream, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, leaves, strict=True)]
+    slopes = torch.autograd.grad(out, leaves, upstream, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(slopes, leaves, strict=True)]
 
 
 def same_with_gradients(
-    found: Tensor, wanted: Tensor, ours: dict[str, Tensor], what: str, theirs: dict[str, Tensor] | None = None
+    actual: Tensor, wanted: Tensor, ours: dict[str, Tensor], what: str, theirs: dict[str, Tensor] | None = None
 ) -> None:
     """`same` for two outputs and for the gradient of each leaf by name; `theirs` where the oracle has its own."""
-    same(found, wanted, what)
+    same(actual, wanted, what)
     theirs = ours if theirs is None else theirs
     upstream = torch.randn_like(wanted)
-    pairs = gradients(found, ours.values(), upstream), gradients(wanted, [theirs[name] for name in ours], upstream)
+    pairs = gradients(actual, ours.values(), upstream), gradients(wanted, [theirs[name] for name in ours], upstream)
     for name, mine, right in zip(ours, *pairs, strict=True):
         same(mine, right, f"{what}, gradient of {name}")
 

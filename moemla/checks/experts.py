@@ -104,9 +104,9 @@ def permuting_experts_permutes_the_routing(route: Callable) -> None:
     for tokens, n_experts, top_k in ROUTINGS:
         logits, (_, bias) = _drawn(tokens, n_experts)
         order = torch.arange(n_experts).roll(1)
-        found = spread(*route(logits[:, order], bias[order], top_k), n_experts)
+        actual = spread(*route(logits[:, order], bias[order], top_k), n_experts)
         wanted = spread(*route(logits, bias, top_k), n_experts)[:, order]
-        same(found, wanted, f"{_said(logits, bias, top_k)}: gates with experts in order {order.tolist()}")
+        same(actual, wanted, f"{_said(logits, bias, top_k)}: gates with experts in order {order.tolist()}")
 
 
 def _case(tokens: int, n_experts: int, top_k: int | list[int], d: int, f: int, activation: str) -> dict[str, Tensor]:
@@ -123,10 +123,10 @@ def _case(tokens: int, n_experts: int, top_k: int | list[int], d: int, f: int, a
 def equals_loop(experts: Callable, activation: str = "gelu") -> None:
     """Outputs and every gradient are those of `moemla.experts.loop`, from one token to none."""
     for name, sizes in CASES.items():
-        given = _case(*sizes, activation)
-        leaves = {key: value for key, value in given.items() if key != "index"}
-        what = f"{name}: x {tuple(given['x'].shape)}, w_in {tuple(given['w_in'].shape)}"
-        same_with_gradients(experts(*given.values()), loop(*given.values(), activation), leaves, what)
+        case = _case(*sizes, activation)
+        leaves = {key: value for key, value in case.items() if key != "index"}
+        what = f"{name}: x {tuple(case['x'].shape)}, w_in {tuple(case['w_in'].shape)}"
+        same_with_gradients(experts(*case.values()), loop(*case.values(), activation), leaves, what)
 
 
 @check

@@ -39,8 +39,8 @@ def tokens_in_steps(model: Callable, start: Callable, vocab_size: int, rows: int
     """
     for split in SPLITS:
         tokens, (step, cache) = torch.randint(vocab_size, (rows, sum(split))), start(rows, sum(split))
-        found = torch.cat([step(part) for part in tokens.split(split, dim=1)], dim=1)
-        same(found, model(tokens), f"logits of tokens {tokens.tolist()} in steps {list(split)}")
+        actual = torch.cat([step(part) for part in tokens.split(split, dim=1)], dim=1)
+        same(actual, model(tokens), f"logits of tokens {tokens.tolist()} in steps {list(split)}")
         length = getattr(cache, "length", sum(split))
         require(length == sum(split), f"steps {list(split)}: the cache says that it holds {length} tokens")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moemla.checks.compare import check, require
+from moemla.checks.compare import CheckFailed, check, require
 
 STRANGE = ("", "naïve café", "😊 漢字", "tabs\tand\n\nlines  ", "<|endoftext|>", "\x00\x7f", "Don't! 12 34?")
 SHOWN = 8  # characters of a failing text up to which a smaller one is looked for
@@ -21,16 +21,16 @@ def nothing_is_lost(tokenizer, texts: Sequence[str] = (), end: int = 0) -> None:
         if not kept(text):
             parts = (text[i : i + n] for n in range(SHOWN + 1) for i in range(len(text) - n + 1))
             text = next((part for part in parts if not kept(part)), text)
-            require(False, f"{text!r} comes back as {tokenizer.decode(tokenizer.encode(text))!r}")
+            raise CheckFailed(f"{text!r} comes back as {tokenizer.decode(tokenizer.encode(text))!r}")
         require(end not in tokenizer.encode(text), f"{text!r} makes token {end}, which ends a story")
 
 
 @check
 def shortens(tokenizer, texts: Sequence[str], share: float = 0.6) -> dict[str, float]:
     """Tokens are fewer than `share` of the bytes; returns {"tokens per byte": it}."""
-    found = sum(len(tokenizer.encode(text)) for text in texts) / sum(len(text.encode()) for text in texts)
-    require(found < share, f"{found:.2f} tokens a byte in {len(texts)} texts, not below {share}")
-    return {"tokens per byte": found}
+    rate = sum(len(tokenizer.encode(text)) for text in texts) / sum(len(text.encode()) for text in texts)
+    require(rate < share, f"{rate:.2f} tokens a byte in {len(texts)} texts, not below {share}")
+    return {"tokens per byte": rate}
 
 
 @check

@@ -37,8 +37,8 @@ def loss_in_pieces(loss: Callable) -> None:
         targets = torch.randint(v, (n,))
         wanted = F.cross_entropy(x @ weight.T, targets)
         right = (wanted, *torch.autograd.grad(wanted, (x, weight)))
-        found, names = loss(x, weight, targets, chunk), ("loss", "gradient of x", "gradient of weight")
-        for what, ours, theirs in zip(names, found, right, strict=True):
+        actual, names = loss(x, weight, targets, chunk), ("loss", "gradient of x", "gradient of weight")
+        for what, ours, theirs in zip(names, actual, right, strict=True):
             same(ours, theirs, f"{what} of x {(n, d)} in pieces of {chunk}")
 
 

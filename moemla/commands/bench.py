@@ -1,4 +1,4 @@
-"""`moemla bench`: measures this machine."""
+"""`moemla bench`: measures this machine. Built in chapter 14."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from moemla.config import MATCHES, SIZES, VARIANTS, require
 
 @dataclass
 class Bench:
-    """Measures this machine: training, decoding, experts or attention, beside a peer and a limit. Built in chapter 14.
+    """Measures this machine: training, decoding, experts or attention, beside a peer and a limit.
 
     Each row has the limit that binds: matrix products, bytes, or the number of operations.
     """
@@ -66,7 +66,7 @@ class Bench:
 
 
 def table(rows: list[dict]) -> None:
-    """Prints the rows of a bench, a block for each case; * marks its fastest program. Built in chapter 14."""
+    """Prints the rows of a bench, a block for each case; * marks its fastest program."""
     best: dict[str, float] = {}
     for row in rows:
         best[row["case"]] = min(best.get(row["case"], math.inf), row["seconds"])

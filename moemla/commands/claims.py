@@ -1,4 +1,4 @@
-"""`moemla claims`: prints the ledger."""
+"""`moemla claims`: prints the ledger. Built in chapter 19."""
 
 import textwrap
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from moemla.errors import MoemlaError
 
 @dataclass
 class Claims:
-    """The ledger: claims of the paper, what this project finds, and the status. Built in chapter 19.
+    """The ledger: claims of the paper, what this project finds, and the status.
 
     With ids these entries are printed whole.
     """

@@ -1,4 +1,4 @@
-"""`moemla evaluate`: scores a run on stories."""
+"""`moemla evaluate`: scores a run on stories. Built in chapter 5."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ from moemla.errors import MoemlaError
 
 @dataclass
 class Evaluate:
-    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts. Built in chapter 5."""
+    """Nats per token, perplexity and bits per byte of a run on stories; load of its experts."""
 
     run: Path
     """Folder of a run, or of a saved model with its tokenizer."""
@@ -41,17 +41,17 @@ class Evaluate:
         if text is None or not text.is_file():
             missing = "" if text is None else f"{text} is not there from here; "
             raise MoemlaError(f"{missing}name the stories to score with --text FILE")
-        found = evaluate(model, tokenizer, read_stories(text), context)
+        score = evaluate(model, tokenizer, read_stories(text), context)
         if self.json:
-            print_json(found.to_dict())
-            if math.isinf(found.perplexity):
+            print_json(score.to_dict())
+            if math.isinf(score.perplexity):
                 print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
             return
-        print(f"{found.stories:,} stories, {found.tokens:,} tokens, {found.bytes:,} bytes")
-        print(f"{found.nats_per_token:.4f} nats per token, perplexity {found.perplexity:.3f}")
-        print(f"{found.bits_per_byte:.4f} bits per byte")
-        if found.load_cv is not None:
+        print(f"{score.stories:,} stories, {score.tokens:,} tokens, {score.bytes:,} bytes")
+        print(f"{score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}")
+        print(f"{score.bits_per_byte:.4f} bits per byte")
+        if score.load_cv is not None:
             print(
-                f"load of the experts over {found.tokens:,} tokens: CV {found.load_cv:.3f} (uniform routing shows "
-                f"{found.load_cv_floor:.3f}), MaxVio {found.load_max_violation:.2f}, dead experts {found.dead_experts}"
+                f"load of the experts over {score.tokens:,} tokens: CV {score.load_cv:.3f} (uniform routing shows "
+                f"{score.load_cv_floor:.3f}), MaxVio {score.load_max_violation:.2f}, dead experts {score.dead_experts}"
             )

@@ -1,4 +1,4 @@
-"""`moemla export`: a run as a folder to give away."""
+"""`moemla export`: a run as a folder to give away. Built in chapter 14."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass
 class Export:
-    """Weights, config and tokenizer of a run as a folder to give away. Built in chapter 14.
+    """Weights, config and tokenizer of a run as a folder to give away.
 
     For the decoupled form with RMSNorm, SwiGLU, sigmoid scores and no biases one that `transformers` loads as
     DeepseekV3, without this package; for others one that `moemla.load` reads.
@@ -25,8 +25,8 @@ class Export:
         reason = export(model, tokenizer, self.out)
         count = sum(parameter.numel() for parameter in model.parameters())
         if reason is None:
-            how = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
-            how += "; its tokenizer puts <|endoftext|> (BOS) before a text, as training did"
+            form = "a DeepseekV3 for transformers' AutoModelForCausalLM and AutoTokenizer"
+            form += "; its tokenizer puts <|endoftext|> (BOS) before a text, as training did"
         else:
-            how = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
-        print(f"{self.out}: {count:,} parameters, {how}")
+            form = f"in moemla's own format, for moemla.load; no DeepseekV3, since {reason}"
+        print(f"{self.out}: {count:,} parameters, {form}")

@@ -1,4 +1,4 @@
-"""`moemla generate`: writes stories."""
+"""`moemla generate`: writes stories. Built in chapter 5."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from moemla.errors import MoemlaError
 
 @dataclass
 class Generate:
-    """Writes a story, word by word. Built in chapter 5."""
+    """Writes a story, word by word."""
 
     run: Path
     """Folder of a run, or of a saved model with its tokenizer."""

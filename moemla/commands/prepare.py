@@ -1,4 +1,4 @@
-"""`moemla prepare`: text to token shards."""
+"""`moemla prepare`: text to token shards. Built in chapter 1."""
 
 import sys
 import warnings
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass
 class Prepare:
-    """Text to token shards. Built in chapter 1.
+    """Text to token shards.
 
     Remembers what it has done: the same call again returns at once.
     """
@@ -32,12 +32,13 @@ class Prepare:
     """Of the built-in stories."""
 
     def __call__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich import progress
 
         from moemla.data import prepare
 
-        columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns) as bars, warnings.catch_warnings(record=True) as noted:
+        columns = (progress.TextColumn("{task.description:>16}"), progress.BarColumn())
+        columns += (progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+        with progress.Progress(*columns) as bars, warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
             tasks: dict[str, int] = {}
 

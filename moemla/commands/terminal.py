@@ -1,4 +1,4 @@
-"""What commands print with: a live line, JSON, times; and the two shapes of their options."""
+"""What commands print with: a live line, JSON, times; and the two shapes of their options. Built in chapter 13."""
 
 import json
 import os
@@ -15,10 +15,7 @@ Flag = tyro.conf.FlagCreatePairsOff
 
 
 class LiveLine:
-    """One line that is written over on a terminal; elsewhere a line for each twentieth of the run.
-
-    Built in chapter 13.
-    """
+    """One line that is written over on a terminal; elsewhere a line for each twentieth of the run."""
 
     def __init__(self, steps: int, stream=None):
         self.stream = stream or sys.stdout
@@ -52,10 +49,7 @@ class LiveLine:
 
 
 def say(text: str, stream=None, end: str = "\n") -> None:
-    """Prints for who watches; when the reader (head, less) has gone, the work goes on and says nothing more.
-
-    Built in chapter 13.
-    """
+    """Prints for who watches; when the reader (head, less) has gone, the work goes on and says nothing more."""
     stream = stream or sys.stdout
     try:
         print(text, end=end, file=stream, flush=True)
@@ -64,21 +58,21 @@ def say(text: str, stream=None, end: str = "\n") -> None:
 
 
 def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss. Built in chapter 13."""
+    """m:ss, or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def device_of(name: str | None) -> Any:
-    """The device of that name; None: the GPU if there is one, else the CPU. Built in chapter 13."""
+    """The device of that name; None: the GPU if there is one, else the CPU."""
     from moemla.devices import default_device, usable_device
 
     return default_device() if name is None else usable_device(name)
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """Prints JSON that every reader takes; MoemlaError for nan and inf, which it does not have. Built in chapter 13."""
+    """Prints JSON that every reader takes; MoemlaError for nan and inf, which it does not have."""
     try:
         text = json.dumps(value, indent=indent, allow_nan=False)
     except ValueError as error:

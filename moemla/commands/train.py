@@ -1,4 +1,4 @@
-"""`moemla train`: trains a model on prepared data."""
+"""`moemla train`: trains a model on prepared data. Built in chapter 5."""
 
 import time
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from moemla.config import CHOICES, MATCHES, SIZES, VARIANTS, TrainConfig, settin
 
 @dataclass
 class Train:
-    """Trains a model on prepared data; --resume goes on after an interruption. Built in chapter 5.
+    """Trains a model on prepared data; --resume goes on after an interruption.
 
     The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores.
     """
@@ -48,7 +48,7 @@ class Train:
         from moemla.training import train
 
         vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
-        length = max(512, self.train_config.seq_len)
+        length = max(ModelConfig.max_seq_len, self.train_config.seq_len)
         changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
         changes |= dict(norm=self.norm, activation=self.activation, bias=not self.no_bias)
         changes |= dict(setting(text) for text in self.set)
@@ -62,9 +62,8 @@ class Train:
         begin = time.perf_counter()
         line = LiveLine(self.train_config.steps)
         try:
-            how = dict(resume=self.resume, checkpoint_every=self.checkpoint_every, device=self.device)
-            how |= dict(validate_every=self.validate_every)
-            train(config, self.train_config, self.data, self.out, on_progress=line, **how)
+            options = {name: getattr(self, name) for name in ("resume", "checkpoint_every", "validate_every", "device")}
+            train(config, self.train_config, self.data, self.out, on_progress=line, **options)
         finally:
             line.close()
         say(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")

@@ -2,7 +2,7 @@
 
 Off until asked for: `enable()`, MOEMLA_KERNELS=1, or backend="triton" for experts alone. Asked for where they cannot
 run (no Triton, a Mac, an old GPU, a type they do not know), the plain function runs, with one warning. With
-TRITON_INTERPRET=1 they run on any CPU, slowly: to read and to test.
+TRITON_INTERPRET=1 they run on any CPU, slowly: to read and to test. Built in chapter 10.
 """
 
 import os
@@ -22,8 +22,7 @@ _enabled = os.environ.get("MOEMLA_KERNELS") == "1"
 def enable(on: bool = True) -> bool:
     """Lets RoPE, router, decode and `backend="auto"` use kernels where they can; returns what was set before.
 
-    Off by default: they are equal to the plain functions, but no GPU has said yet that they are faster. Built in
-    chapter 10.
+    Off by default: they are equal to the plain functions, but no GPU has said yet that they are faster.
     """
     global _enabled
     before, _enabled = _enabled, on
@@ -31,12 +30,12 @@ def enable(on: bool = True) -> bool:
 
 
 def enabled(*tensors: Tensor) -> bool:
-    """Whether kernels are on and can take these tensors. Built in chapter 10."""
+    """Whether kernels are on and can take these tensors."""
     return _enabled and usable(*tensors)
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether kernels can take these tensors; says once why not. Built in chapter 10.
+    """Whether kernels can take these tensors; says once why not.
 
     ValueError for tensors on different devices.
     """
@@ -47,13 +46,10 @@ def usable(*tensors: Tensor) -> bool:
 
 
 def why_not(*tensors: Tensor) -> str | None:
-    """The reason why kernels cannot take these tensors, or None. ValueError for different devices.
-
-    Built in chapter 10.
-    """
+    """The reason why kernels cannot take these tensors, or None. ValueError for different devices."""
     devices = {tensor.device for tensor in tensors}
     if len(devices) != 1:
-        raise ValueError(f"tensors on {', '.join(sorted(map(str, devices)))}: move them to one device")
+        raise ValueError(f"device={', '.join(sorted(map(str, devices)))}: move the tensors to one device")
     (device,) = devices
     if (missing := _no_triton()) is not None:
         return missing

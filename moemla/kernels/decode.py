@@ -4,6 +4,7 @@
 turned to its positions and scored; the V latents are summed as they are (V absorbed). `joint_decode` is for the joint
 latent, where the query has been brought to the latent's space and nothing is rebuilt. Both cut the sequence into
 pieces that are worked on side by side, each with a softmax of its own; `_merge` joins them by their log-sum-exp.
+Built in chapter 12.
 """
 
 import torch
@@ -165,26 +166,26 @@ def _scratch(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor, Tensor]
 
 def _join(pieces: Tensor, sums: Tensor, out: Tensor) -> Tensor:
     batch, heads, width = out.shape
-    how = dict(ALL_W=triton.next_power_of_2(width))
-    _merge[(batch, heads)](pieces, sums, out, heads, pieces.shape[1], width, **how)
+    all_w = triton.next_power_of_2(width)
+    _merge[(batch, heads)](pieces, sums, out, heads, pieces.shape[1], width, ALL_W=all_w)
     return out
 
 
-def _check(name: str, tensor: Tensor, shape: tuple, like: Tensor) -> None:
-    """ValueError where a tensor has another shape or type than it must."""
-    if tuple(tensor.shape) != shape or tensor.dtype != like.dtype:
-        right = f"must be {shape} and {like.dtype}"
-        raise ValueError(f"{name} {tuple(tensor.shape)}, {tensor.dtype}: {right}")
+def _check(name: str, tensor: Tensor, shape: tuple, q: Tensor) -> None:
+    """ValueError where a tensor has another shape than it must, or another type than the query."""
+    if tuple(tensor.shape) != shape or tensor.dtype != q.dtype:
+        right = f"must be {shape} and {q.dtype}"
+        raise ValueError(f"{name}.shape={tuple(tensor.shape)}, {tensor.dtype}: {right}")
 
 
 def _check_rows(n_slots: int, lengths: Tensor | None, batch: int) -> Tensor | None:
     """The lengths without gaps. ValueError for an empty cache, and for lengths that are no (B,) whole numbers."""
     if n_slots == 0:
-        raise ValueError("the cache is empty: a token needs a slot to look at")
+        raise ValueError("cache: is empty, and a token needs a slot to look at")
     if lengths is None:
         return None
     if lengths.shape != (batch,) or lengths.is_floating_point():
-        raise ValueError(f"lengths {tuple(lengths.shape)}, {lengths.dtype}: must be ({batch},), whole numbers")
+        raise ValueError(f"lengths.shape={tuple(lengths.shape)}, {lengths.dtype}: must be ({batch},), whole numbers")
     return lengths.contiguous()
 
 
@@ -210,7 +211,7 @@ def latent_decode(
 
     weight (H K, R) and bias (H K,) make keys of the latents (W^Kr), cos and sin (at least S, K/2) turn them: slot s
     holds position s. lengths (B,): row b sees lengths[b] slots; without it all S. No gradient: for decode. ValueError
-    for shapes and types that do not fit. Built in chapter 12.
+    for shapes and types that do not fit.
     """
     batch, heads, width = q.shape
     n_slots, rank = k_latent.shape[1:]
@@ -220,10 +221,11 @@ def latent_decode(
     if bias is not None:
         _check("bias", bias, (heads * width,), q)
     if width % 2:
-        raise ValueError(f"q {tuple(q.shape)}: heads must have an even width")
+        raise ValueError(f"q.shape={tuple(q.shape)}: heads must have an even width")
     turned = cos is not None
     if turned and (len(cos) < n_slots or cos.shape[1] != width // 2 or cos.shape != sin.shape):
-        raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (at least {n_slots}, {width // 2})")
+        right = f"must be (at least {n_slots}, {width // 2})"
+        raise ValueError(f"cos.shape={tuple(cos.shape)}, sin.shape={tuple(sin.shape)}: {right}")
     lengths = _check_rows(n_slots, lengths, batch)
     q, weight, k_latent, v_latent = q.contiguous(), weight.contiguous(), _dense_rows(k_latent), _dense_rows(v_latent)
     if batch == 0:
@@ -251,11 +253,11 @@ def _(q, k_latent, v_latent, weight, bias, cos, sin, lengths, interleaved, scale
 
 @torch.library.custom_op("moemla::joint_decode", mutates_args=())
 def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, scale: float) -> Tensor:
-    """Attention-weighted latents (B, H, R) of one query a row, q (B, H, R + d_rope), over a joint cache
-    (B, S, R + d_rope): its rows are the keys, their first R numbers the values.
+    """Attention-weighted latents (B, H, R) of one query a row, over a joint cache.
 
+    q (B, H, R + d_rope), joint (B, S, R + d_rope): its rows are the keys, their first R numbers the values.
     lengths (B,): row b sees lengths[b] slots; without it all S. No gradient: for decode. ValueError for shapes and
-    types that do not fit. Built in chapter 12.
+    types that do not fit.
     """
     batch, heads, width = q.shape
     n_slots = joint.shape[1]

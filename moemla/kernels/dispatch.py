@@ -2,6 +2,7 @@
 
 A counting sort in two passes over the chosen experts. It is stable, uses no atomics, and nothing comes back to the
 host: the number of row tiles is bounded instead (M / BLOCK_M full ones, and one ragged tile for each expert).
+Built in chapter 11.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ BLOCK = 128  # slots of a program
 
 
 class Dispatch(NamedTuple):
-    """Where each slot went. Built in chapter 11.
+    """Where each slot went.
 
     order (M,): the slot in each row; place (M,): the row of each slot, -1 for an expert that does not exist;
     offsets (E + 1,): the first row of each expert, and the number of rows; tile_expert and tile_row (tiles,): expert
@@ -53,22 +54,22 @@ def _place(index, first, order, place, n_slots, n_experts, BLOCK: tl.constexpr, 
 
 
 def dispatch(index: Tensor, n_experts: int, block_m: int) -> Dispatch:
-    """index (N, A), the chosen experts -> `Dispatch` for tiles of `block_m` rows. Built in chapter 11."""
+    """index (N, A), the chosen experts -> `Dispatch` for tiles of `block_m` rows."""
     chosen = index.reshape(-1).contiguous()
-    n_slots, like = chosen.numel(), dict(dtype=torch.int32, device=index.device)
+    n_slots, int32 = chosen.numel(), dict(dtype=torch.int32, device=index.device)
     blocks = triton.cdiv(n_slots, BLOCK)
-    counts = torch.empty(blocks, n_experts, **like)
-    order, place = torch.zeros(n_slots, **like), torch.empty(n_slots, **like)
-    how = dict(BLOCK=BLOCK, BLOCK_E=max(16, triton.next_power_of_2(n_experts)))
+    counts = torch.empty(blocks, n_experts, **int32)
+    order, place = torch.zeros(n_slots, **int32), torch.empty(n_slots, **int32)
+    tile = dict(BLOCK=BLOCK, BLOCK_E=max(16, triton.next_power_of_2(n_experts)))
     with torch.cuda.device_of(index):
-        _count[(blocks,)](chosen, counts, n_slots, n_experts, **how)
+        _count[(blocks,)](chosen, counts, n_slots, n_experts, **tile)
         each = counts.sum(0, dtype=torch.int32)
         offsets = torch.cat((each.new_zeros(1), each.cumsum(0, dtype=torch.int32)))
         first = (counts.cumsum(0, dtype=torch.int32) - counts + offsets[:-1]).contiguous()
-        _place[(blocks,)](chosen, first, order, place, n_slots, n_experts, **how)
+        _place[(blocks,)](chosen, first, order, place, n_slots, n_experts, **tile)
     tiles = (each + block_m - 1) // block_m
     ends = tiles.cumsum(0, dtype=torch.int32)
-    number = torch.arange(triton.cdiv(n_slots, block_m) + min(n_experts, n_slots), **like)
+    number = torch.arange(triton.cdiv(n_slots, block_m) + min(n_experts, n_slots), **int32)
     expert = torch.searchsorted(ends, number, right=True, out_int32=True)
     known = expert.clamp(max=n_experts - 1)
     row = offsets[known] + (number - (ends - tiles)[known]) * block_m

@@ -2,8 +2,9 @@
 
 A program takes BLOCK_M rows of one expert and gathers their tokens while it multiplies. Kept for the backward pass is
 the hidden layer before its activation, (M, F): neither the gathered tokens nor the experts' outputs. Where experts are
-narrow (F up to 64), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
+narrow (F up to ON_CHIP), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
 rows are then summed in their order: no atomics, the same sum each time. M = N A slots; products are summed in float32.
+Built in chapter 11.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from moemla.kernels.dispatch import Dispatch, dispatch
 
-NARROW = 64  # hidden width up to which one kernel does the forward pass
+ON_CHIP = 64  # hidden width up to which one kernel does the forward pass
 GELU, SWIGLU, NONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _KINDS = {"gelu": GELU.value, "swiglu": SWIGLU.value}
 
@@ -157,9 +158,7 @@ def _hidden_backward(
     grad_row, TOP_K: tl.constexpr, KIND: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """With u = grad[token] w_out[e]^T: grad_z = gate act'(z) u, and a part of grad_gate = <act(z), u>, for BLOCK_F
-    columns.
-    """
+    """For BLOCK_F columns grad_z = gate act'(z) u and a part of grad_gate = <act(z), u>, u = grad[token] w_out[e]^T."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert >= n_experts:
         return
@@ -278,15 +277,16 @@ def _check(x, w_in, w_out, index, gate, activation) -> None:
     wanted = {"x": (len(x), d_model), "w_in": (n_experts, d_model, factor * width), "gate": tuple(index.shape)}
     for name, tensor in (("x", x), ("w_in", w_in), ("gate", gate)):
         if tuple(tensor.shape) != wanted[name]:
-            raise ValueError(f"{name} {tuple(tensor.shape)}: must be {wanted[name]} beside w_out {tuple(w_out.shape)}")
+            right = f"must be {wanted[name]} beside w_out {tuple(w_out.shape)}"
+            raise ValueError(f"{name}.shape={tuple(tensor.shape)}: {right}")
     if len(index) != len(x):
-        raise ValueError(f"index {tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
+        raise ValueError(f"index.shape={tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
     if not x.dtype == w_in.dtype == w_out.dtype:
-        raise ValueError(f"x is {x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
+        raise ValueError(f"x.dtype={x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
     if index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"index is {index.dtype}: must be whole numbers")
+        raise ValueError(f"index.dtype={index.dtype}: must be whole numbers")
     if index.numel() >= 2**31:
-        raise ValueError(f"{index.numel()} slots: rows are counted in 32 bits; split the batch")
+        raise ValueError(f"index.shape={tuple(index.shape)}: rows are counted in 32 bits; split the batch")
 
 
 @torch.library.custom_op("moemla::routed_experts", mutates_args=())
@@ -295,7 +295,7 @@ def routed_experts(
 ) -> list[Tensor]:
     """Eq. 2 as `moemla.experts.experts` has it: (N, D); behind it z (M, F or 2F) and the `Dispatch`, for the gradient.
 
-    ValueError for widths or types that do not fit. Built in chapter 11.
+    ValueError for widths or types that do not fit.
     """
     _check(x, w_in, w_out, index, gate, activation)
     (n_tokens, top_k), n_experts, width = index.shape, len(w_in), w_out.shape[1]
@@ -305,11 +305,11 @@ def routed_experts(
     block_m = _block_m(n_slots, n_experts)
     where = dispatch(index, n_experts, block_m)
     with torch.cuda.device_of(x):
-        if width <= NARROW:
+        if width <= ON_CHIP:
             _narrow[(len(where.tile_expert),)](
                 x, w_in, w_out, z, y, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
                 x.shape[1], width, n_experts, x.stride(0), TOP_K=top_k, KIND=kind,
-                BLOCK_M=block_m, BLOCK_F=_block(width, NARROW), BLOCK_D=_block(x.shape[1], 64),
+                BLOCK_M=block_m, BLOCK_F=_block(width, ON_CHIP), BLOCK_D=_block(x.shape[1], 64),
             )  # fmt: skip
         else:
             _rows_of(x, w_in, z, gate, where, top_k, gather=True)

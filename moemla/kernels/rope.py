@@ -1,4 +1,7 @@
-"""Rotary positions in one pass: each pair of a head is read once, turned in float32 and written once."""
+"""Rotary positions in one pass: each pair of a head is read once, turned in float32 and written once.
+
+Built in chapter 10.
+"""
 
 import torch
 import triton
@@ -53,24 +56,24 @@ def rope(
     """Turns x (B, H, T, K) by its positions (B or 1, T), or first .. first + T - 1; the result lies as x does.
 
     cos and sin (S, K/2) float32. `inverse` turns back, which is the gradient. ValueError for widths that do not fit.
-    Built in chapter 10.
     """
     batch, heads, steps, width = x.shape
     if cos.shape != sin.shape or cos.dim() != 2 or 2 * cos.shape[1] != width:
-        raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: must be (S, {width}/2) for heads of {width}")
+        right = f"must be (S, {width}/2) for heads of {width}"
+        raise ValueError(f"cos.shape={tuple(cos.shape)}, sin.shape={tuple(sin.shape)}: {right}")
     if positions is not None and positions.shape not in ((batch, steps), (1, steps)):
-        raise ValueError(f"positions {tuple(positions.shape)}: must be ({batch} or 1, {steps})")
+        raise ValueError(f"positions.shape={tuple(positions.shape)}: must be ({batch} or 1, {steps})")
     if positions is not None and positions.is_floating_point():
-        raise ValueError(f"positions are {positions.dtype}: must be whole numbers")
+        raise ValueError(f"positions.dtype={positions.dtype}: must be whole numbers")
     out = torch.empty_like(x)
-    given = x if positions is None else positions
+    table = x if positions is None else positions
     strides = (0, 0) if positions is None else (positions.stride(0) * (len(positions) > 1), positions.stride(1))
     if x.numel():
         half = width // 2
         grid = (batch * heads, triton.cdiv(steps, BLOCK_T))  # only the first may be larger than 65,535
         with torch.cuda.device_of(x):
             _rope[grid](
-                x, out, cos.contiguous(), sin.contiguous(), given, first, heads, steps, len(cos),
+                x, out, cos.contiguous(), sin.contiguous(), table, first, heads, steps, len(cos),
                 *x.stride(), *out.stride(), *strides,
                 half=half, GIVEN=positions is not None, INTERLEAVED=interleaved, INVERSE=inverse,
                 BLOCK_T=BLOCK_T, BLOCK_K=triton.next_power_of_2(half),
@@ -84,12 +87,12 @@ def _(x, cos, sin, positions, first, interleaved, inverse):
 
 
 def _keep(ctx, inputs, output):
-    _, cos, sin, positions, *ctx.how = inputs
+    _, cos, sin, positions, *ctx.turn = inputs
     ctx.save_for_backward(cos, sin, positions)
 
 
 def _backward(ctx, grad):
-    first, interleaved, inverse = ctx.how
+    first, interleaved, inverse = ctx.turn
     return rope(grad, *ctx.saved_tensors, first, interleaved, not inverse), *[None] * 6
 
 

@@ -1,6 +1,7 @@
 """The router in one pass over its logits: scores, biased top-k, gates and counts, without a matrix of anything else.
 
 A program holds BLOCK_N tokens by all experts, padded to a power of two: 62 experts are 64 lanes, two of them masked.
+Built in chapter 10.
 """
 
 import torch
@@ -123,15 +124,16 @@ def route(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logits (N, E), bias (E,) float32 -> gate (N, A), index (N, A) int64, plain scores (N, E), counts (E,) int64.
 
-    Of equal scores the first expert wins. ValueError for shapes and types that do not fit. Built in chapter 10.
+    Of equal scores the first expert wins. ValueError for shapes and types that do not fit.
     """
     n_tokens, n_experts = logits.shape
     if logits.dtype != torch.float32 or bias.dtype != torch.float32 or bias.shape != (n_experts,):
-        raise ValueError(f"logits {tuple(logits.shape)}, bias {tuple(bias.shape)}: must be float32, (N, E) and (E,)")
+        shapes = f"logits.shape={tuple(logits.shape)}, bias.shape={tuple(bias.shape)}"
+        raise ValueError(f"{shapes}: must be float32, (N, E) and (E,)")
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k={top_k}: must be between 1 and the number of experts, {n_experts}")
     if valid is not None and (valid.shape != (n_tokens,) or valid.dtype != torch.bool):
-        raise ValueError(f"valid {tuple(valid.shape)}, {valid.dtype}: must be ({n_tokens},), True or False")
+        raise ValueError(f"valid.shape={tuple(valid.shape)}, {valid.dtype}: must be ({n_tokens},), True or False")
     logits, bias = logits.contiguous(), bias.contiguous()
     mask = logits if valid is None else valid.contiguous().view(torch.uint8)
     index = logits.new_empty((n_tokens, top_k), dtype=torch.int64)
@@ -197,8 +199,8 @@ def _backward(ctx, grad_gate, _index, grad_plain, _counts):
         return (None,) * 8
     grad_gate = plain.new_zeros(index.shape) if grad_gate is None else grad_gate
     grad_plain = torch.zeros_like(plain) if grad_plain is None else grad_plain
-    how = ctx.softmax, ctx.renormalise, ctx.scale
-    return _route_grad(grad_gate, grad_plain, plain, index, valid, *how), *[None] * 7
+    gating = ctx.softmax, ctx.renormalise, ctx.scale
+    return _route_grad(grad_gate, grad_plain, plain, index, valid, *gating), *[None] * 7
 
 
 route.register_autograd(_backward, setup_context=_keep)

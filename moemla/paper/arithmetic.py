@@ -1,7 +1,7 @@
 """Percentages, means and statistics of numbers that the paper prints; `claims.yml` names these functions.
 
 Arguments are printed numbers, given in the ledger by the id of the claim that holds them. Each returns the
-value in the unit that its claim prints, and a line of detail.
+value in the unit that its claim prints, and a line of detail. Built in chapter 19.
 """
 
 import math
@@ -10,82 +10,71 @@ Value = tuple[int | float, str]
 
 
 def equals(value: float) -> Value:
-    """The same quantity where it is printed elsewhere. Built in chapter 19."""
+    """The same quantity where it is printed elsewhere."""
     return value, ""
 
 
 def multiply(*factors: float, scale: int | float = 1) -> Value:
-    """A product, divided by `scale`. Built in chapter 19."""
+    """A product, divided by `scale`."""
     return math.prod(factors) / scale, ""
 
 
 def add(*terms: float) -> Value:
-    """A sum. Built in chapter 19."""
+    """A sum."""
     return sum(terms), ""
 
 
 def difference(whole: float, part: float) -> Value:
-    """One number less another. Built in chapter 19."""
+    """One number less another."""
     return whole - part, ""
 
 
 def ratio(over: float, under: float) -> Value:
-    """One number over another. Built in chapter 19."""
+    """One number over another."""
     return over / under, ""
 
 
 def percent_of(part: float, whole: float) -> Value:
-    """A part of a whole, in percent. Built in chapter 19."""
+    """A part of a whole, in percent."""
     return 100 * part / whole, ""
 
 
 def percent_change(before: float, after: float) -> Value:
-    """Change of a perplexity in percent; the detail gives the change of its logarithm, the loss.
-
-    Built in chapter 19.
-    """
+    """Change of a perplexity in percent; the detail gives the change of its logarithm, the loss."""
     loss = 100 * (math.log(after) / math.log(before) - 1)
     return 100 * (after / before - 1), f"{loss:+.2f} % in nats"
 
 
 def reduction(before: float, after: float) -> Value:
-    """How much smaller, in percent. Built in chapter 19."""
+    """How much smaller, in percent."""
     return 100 * (1 - after / before), ""
 
 
 def loss_reduction(before: float, after: float) -> Value:
-    """How much smaller the loss (ln of the perplexity) is, in percent; the detail has the perplexity's own.
-
-    Built in chapter 19.
-    """
+    """How much smaller the loss (ln of the perplexity) is, in percent; the detail has the perplexity's own."""
     value = 100 * (1 - math.log(after) / math.log(before))
     return value, f"ln {before} = {math.log(before):.4f}, ln {after} = {math.log(after):.4f}"
 
 
 def nearest_rise(*perplexities: float) -> Value:
-    """Of the rises between two neighbours of Table 4, and MHA to MLA-RoPE of Table 2, the one nearest to 0.8
-    %.
-
-    Built in chapter 19.
-    """
+    """Of the rises between two neighbours of Table 4, and MHA to MLA-RoPE of Table 2, the one nearest to 0.8 %."""
     pairs = list(zip(perplexities[::2], perplexities[1::2], strict=True))
     rises = [100 * (after / before - 1) for before, after in pairs]
     return min(rises, key=lambda rise: abs(rise - 0.8)), ", ".join(f"{rise:.2f} %" for rise in rises)
 
 
 def mean(*values: float) -> Value:
-    """Arithmetic mean. Built in chapter 19."""
+    """Arithmetic mean."""
     return sum(values) / len(values), ""
 
 
 def mean_spread(*deviations: float) -> Value:
-    """Standard deviation of the mean of independent parts. Built in chapter 19."""
+    """Standard deviation of the mean of independent parts."""
     return math.hypot(*deviations) / len(deviations), ""
 
 
 def paired_p(mean_a: float, sd_a: float, mean_b: float, sd_b: float, correlation: float = 0.0) -> Value:
-    """Two-sided p of a paired t over three seeds, from printed means and deviations and an assumed
-    correlation. Built in chapter 19.
+    """Two-sided p of a paired t over three seeds, from printed means and deviations and an assumed correlation.
 
     With two degrees of freedom p = 1 - t / sqrt(t^2 + 2).
     """
@@ -96,10 +85,7 @@ def paired_p(mean_a: float, sd_a: float, mean_b: float, sd_b: float, correlation
 
 
 def interval_percent(mean_a: float, sd_a: float, mean_b: float, sd_b: float) -> Value:
-    """Half of a 95 % interval of the relative improvement of b over a, in percent, by t over three seeds.
-
-    Built in chapter 19.
-    """
+    """Half of a 95 % interval of the relative improvement of b over a, in percent, by t over three seeds."""
     relative = mean_b / mean_a * math.hypot(sd_a / mean_a, sd_b / mean_b)
     p = 0.95
     t = p * math.sqrt(2 / (1 - p**2))  # two degrees of freedom
@@ -112,22 +98,16 @@ def interval_percent(mean_a: float, sd_a: float, mean_b: float, sd_b: float) -> 
 
 
 def fp16_megabytes(millions: float) -> Value:
-    """Bytes of that many million parameters at two bytes each, in MB. Built in chapter 19."""
+    """Bytes of that many million parameters at two bytes each, in MB."""
     return 2 * millions, f"{4 * millions:.0f} MB in fp32, {millions:.0f} MB in int8"
 
 
 def total_megabytes(parameters: float, cache: float, activations: float, bytes_each: int = 1) -> Value:
-    """A column of Table 6 summed; `bytes_each` takes its first row for a count in millions.
-
-    Built in chapter 19.
-    """
+    """A column of Table 6 summed; `bytes_each` takes its first row for a count in millions."""
     return bytes_each * parameters + cache + activations, ""
 
 
 def memory_rise(*columns: float, bytes_each: int = 1) -> Value:
-    """Percent by which the second column of Table 6 (parameters, cache, activations) exceeds the first.
-
-    Built in chapter 19.
-    """
+    """Percent by which the second column of Table 6 (parameters, cache, activations) exceeds the first."""
     first, second = (total_megabytes(*column, bytes_each=bytes_each)[0] for column in (columns[:3], columns[3:]))
     return 100 * (second / first - 1), f"{second:.0f} against {first:.0f} MB"

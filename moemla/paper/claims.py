@@ -3,7 +3,7 @@
 `claims.yml` holds what the paper prints and nothing else that is a number; what is computed comes from a
 function of `recount` (from the paper's settings) or `arithmetic` (from numbers that it prints), or from measured
 files in `results/`. The status of an arithmetic claim is not written down: it follows from the two numbers, the
-rounding of the printed digits, and whether the paper states what the computation assumes.
+rounding of the printed digits, and whether the paper states what the computation assumes. Built in chapter 19.
 """
 
 import inspect
@@ -39,19 +39,17 @@ LEDGER = Path(__file__).with_name("claims.yml")
 CHAPTERS = 19
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 _EXPECT = re.compile(r"([<>=])\s*(\S+)")
-# These round or count by themselves: the rounding of the printed numbers they are given is not varied.
-EXACT = ("combinations", "sizes_of_one_convention", "medium_millions", "nearest_width_with_even_heads")
 
 Number = int | float
 
 
 class ClaimError(MoemlaError):
-    """A claim that does not exist, or an entry of the ledger that breaks its rules. Built in chapter 19."""
+    """A claim that does not exist, or an entry of the ledger that breaks its rules."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One number or statement of the paper. Built in chapter 19.
+    """One number or statement of the paper.
 
     `where` is a place ("Table 2, ROW, COLUMN", "section 3.1", "eq. 7", "Theorem 3.2", "Algorithm 1", "abstract") or
     several, joined by "with"; a cell of a table is the `where` of one claim. `printed` begins with the number as the
@@ -86,10 +84,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail.
-
-    Built in chapter 19.
-    """
+    """What a claim comes to: the computed value in the printed unit, what was expected, status, detail."""
 
     computed: Number | None
     expected: str
@@ -98,10 +93,7 @@ class Outcome:
 
 
 def load_claims(path: Path = LEDGER) -> list[Claim]:
-    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule.
-
-    Built in chapter 19.
-    """
+    """The ledger, every entry checked; `ClaimError` naming the entry that breaks a rule."""
     import yaml
 
     known = {f.name for f in fields(Claim)}
@@ -135,32 +127,35 @@ def _problem(claim: Claim, claims: dict[str, Claim]) -> str | None:
         typed += ("consistent", "contradicted")
     free = derived or (claim.kind == "setting" and claim.status is None)
     places = [place for place in claim.where.split(" with ") if not is_place(place)]
-    rules = {
-        f"kind={claim.kind!r}; it is one of {', '.join(KINDS)}": claim.kind in KINDS,
-        f"chapter={claim.chapter!r}; it is 1 to {CHAPTERS}": claim.chapter in range(1, CHAPTERS + 1),
-        "where and printed must say something": bool(claim.where and claim.printed),
-        f"where={', '.join(places)!r} is no place of the paper": not places,
-        f"unknown function {', '.join(unknown)}": not unknown,
-        f"of names no claim: {', '.join(strangers)}": not strangers,
-        "an arithmetic claim is computed": claim.kind != "arithmetic" or claim.computed is not None,
-        "an aside is computed and expects nothing": claim.kind != "aside" or bool(claim.computed and not claim.expect),
-        "its status follows from its numbers: leave it out": not (derived and claim.status),
-        f"status={claim.status!r}; without a computed one it is {', '.join(typed)}": free or claim.status in typed,
-        "a tolerance has its reason, `because`": (claim.tolerance is None) == (claim.because is None),
-        "a reading belongs to what is computed": claim.reading is None or claim.kind == "arithmetic",
-        "a result names its scale": claim.result is None or "scale" in claim.result,
-    }
-    broken = next((text for text, holds in rules.items() if not holds), None)
-    if broken is None and derived and claim.kind != "aside" and claim.expect is None:
+    aside, reason = claim.kind == "aside", claim.because is not None
+    rules = (
+        (claim.kind in KINDS, f"kind={claim.kind!r}: choose one of {', '.join(KINDS)}"),
+        (claim.chapter in range(1, CHAPTERS + 1), f"chapter={claim.chapter!r}: must be 1 to {CHAPTERS}"),
+        (claim.where and claim.printed, "where and printed must say something"),
+        (not places, f"where={', '.join(places)!r}: no place of the paper"),
+        (not unknown, f"function={', '.join(unknown)!r}: there is none of that name"),
+        (not strangers, f"of={', '.join(strangers)!r}: no such claim"),
+        (claim.kind != "arithmetic" or claim.computed is not None, "an arithmetic claim is computed"),
+        (not aside or (claim.computed and not claim.expect), "an aside is computed and expects nothing"),
+        (not (derived and claim.status), f"status={claim.status!r}: follows from the numbers; leave it out"),
+        (free or claim.status in typed, f"status={claim.status!r}: if none is computed, one of {', '.join(typed)}"),
+        ((claim.tolerance is not None) == reason, "a tolerance has its reason, `because`"),
+        (claim.reading is None or claim.kind == "arithmetic", "a reading belongs to what is computed"),
+        (claim.result is None or "scale" in claim.result, "a result names its scale"),
+    )
+    for holds, text in rules:
+        if not holds:
+            return text
+    if derived and not aside and claim.expect is None:
         try:
             printed_number(claim.printed)
         except ClaimError as error:
             return str(error)
-    return broken
+    return None
 
 
 def missing_cells(claims: Iterable[Claim]) -> list[str]:
-    """Cells of the paper's tables that no claim has as its place. Built in chapter 19."""
+    """Cells of the paper's tables that no claim has as its place."""
     there = {claim.where for claim in claims}
     return [cell for cell in cells() if cell not in there]
 
@@ -168,14 +163,14 @@ def missing_cells(claims: Iterable[Claim]) -> list[str]:
 def printed_number(text: str) -> tuple[float, float]:
     """A printed number and half a unit of its last digit: "36,288,252", "3.6e7", "1/4", "+81 %", "8.5 ± 0.1".
 
-    Fractions are exact. `ClaimError` where the text does not begin with a number. Built in chapter 19.
+    Fractions are exact. `ClaimError` where the text does not begin with a number.
     """
     text = text.strip()
     if fraction := re.match(r"(\d+)/(\d+)", text):
         return int(fraction[1]) / int(fraction[2]), 0.0
     number = _NUMBER.match(text.lstrip("±<> "))
     if not number:
-        raise ClaimError(f"printed={text!r} must begin with its number")
+        raise ClaimError(f"printed={text!r}: must begin with its number")
     mantissa, _, exponent = number[0].replace(",", "").partition("e")
     decimals = len(mantissa.partition(".")[2])
     scale = 10.0 ** int(exponent or 0)
@@ -198,19 +193,19 @@ def _ledger() -> dict[str, Claim]:
 @cache
 def _printed_of() -> dict[str, tuple[float, float]]:
     """(number, half a unit) by id, and of what stands after ± by ID.sd."""
-    found = {}
+    numbers = {}
     for claim in _ledger().values():
         number, _, deviation = claim.printed.lstrip("± ").partition("±")
         for name, text in ((claim.id, number), (f"{claim.id}.sd", deviation)):
             try:
-                found[name] = printed_number(text)
+                numbers[name] = printed_number(text)
             except ClaimError:  # a word, where nothing is computed from it
                 continue
-    return found
+    return numbers
 
 
 def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
-    """Compute a claim and derive its status. Built in chapter 19.
+    """Compute a claim and derive its status.
 
     The two agree where the printed number, give or take half a unit of its last digit (or `tolerance`), meets the
     computed one, give or take the rounding of the printed numbers that it is computed from. Agreement is `computed`
@@ -250,6 +245,10 @@ def _is_setting(claim: Claim) -> bool:
     """An input, or arithmetic on inputs; a printed total or result is none, whatever it would follow from."""
     computed = claim.computed and FUNCTIONS[claim.computed].__module__ == arithmetic.__name__
     return claim.kind == "setting" or bool(computed and _rests_on_settings(claim))
+
+
+# These round or count by themselves: the rounding of the printed numbers they are given is not varied.
+EXACT = ("combinations", "sizes_of_one_convention", "medium_millions", "nearest_width_with_even_heads")
 
 
 def _compute(claim: Claim) -> tuple[Number, Number, Number, str]:
@@ -304,19 +303,16 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
     ]
     if not runs:
         return None, "not measured yet"
-    found = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
+    values = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
     scale = "the paper's scale" if wanted["scale"] == "paper" else wanted["scale"]
-    return math.fsum(found) / len(found), f"mean of {len(found)} runs of {wanted['experiment']} at {scale}"
+    return math.fsum(values) / len(values), f"mean of {len(values)} runs of {wanted['experiment']} at {scale}"
 
 
 # The command `moemla claims`.
 
 
 def select(claims: Iterable[Claim], ids: Iterable[str]) -> list[Claim]:
-    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none.
-
-    Built in chapter 19.
-    """
+    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none."""
     claims, ids = list(claims), list(ids)
     for name in ids:
         if not any(_under(claim.id, name) for claim in claims):
@@ -330,7 +326,7 @@ def _under(claim_id: str, name: str) -> bool:
 
 
 def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
-    """A rich table of claims and their outcomes. Built in chapter 19."""
+    """A rich table of claims and their outcomes."""
     from rich.table import Table
     from rich.text import Text
 
@@ -345,21 +341,21 @@ def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:
 
 
 def counts(rows: Iterable[tuple[Claim, Outcome]]) -> dict[str, int]:
-    """How many claims have each status, then inputs and asides. Built in chapter 19."""
-    found = [outcome.status for _, outcome in rows]
-    return {status: found.count(status) for status in (*STATUSES, *NOT_JUDGED)}
+    """How many claims have each status, then inputs and asides."""
+    each = [outcome.status for _, outcome in rows]
+    return {status: each.count(status) for status in (*STATUSES, *NOT_JUDGED)}
 
 
 def summary(rows: Iterable[tuple[Claim, Outcome]]) -> str:
-    """One sentence: how many claims, and how many of each status. Built in chapter 19."""
-    found = counts(rows)
-    judged = {status: found[status] for status in STATUSES}
+    """One sentence: how many claims, and how many of each status."""
+    counted = counts(rows)
+    judged = {status: counted[status] for status in STATUSES}
     of_each = ", ".join(f"{count} {status}" for status, count in judged.items())
-    return f"{sum(judged.values())} claims: {of_each}; besides, inputs {found['input']}, asides {found['aside']}"
+    return f"{sum(judged.values())} claims: {of_each}; besides, inputs {counted['input']}, asides {counted['aside']}"
 
 
 def show(claim: Claim, outcome: Outcome) -> str:
-    """The computed value with one digit more than is printed, or "-". Built in chapter 19."""
+    """The computed value with one digit more than is printed, or "-"."""
     value = outcome.computed
     if value is None:
         return "-"
@@ -372,7 +368,7 @@ def show(claim: Claim, outcome: Outcome) -> str:
 
 
 def main(ids: Iterable[str] = (), as_json: bool = False, folder: str | Path = "results") -> int:
-    """Print the ledger by status, or the claims `ids` with notes; returns the exit code 0. Built in chapter 19."""
+    """Print the ledger by status, or the claims `ids` with notes; returns the exit code 0."""
     ids = list(ids)
     rows = [(claim, evaluate(claim, folder)) for claim in select(load_claims(), ids)]
     if as_json:

@@ -1,48 +1,45 @@
 """The paper's statements of cost, in multiply-adds (MACs) of one layer: as printed, and as eqs. 11-14 cost.
 
 Letters: n sequence length, d model width, r latent width, rho = r/d, H heads, N all experts, N_s shared ones, k active
-routed ones.
+routed ones. Built in chapter 3.
 """
 
 from typing import Any
 
 from moemla.complexity import block_macs_per_token
+from moemla.config import require
 
 
 def printed_mha_macs(n: int, d: int) -> int:
-    """Eq. 15: 4nd^2 + 2n^2 d, which is right. Built in chapter 3."""
+    """Eq. 15: 4nd^2 + 2n^2 d, which is right."""
     return 4 * n * d**2 + 2 * n**2 * d
 
 
 def printed_mla_macs(n: int, d: int, r: int) -> int:
-    """Eq. 16, the statement of Lemma 3.1: 2nd^2 (1 + rho) + 2n^2 d rho. Built in chapter 3."""
+    """Eq. 16, the statement of Lemma 3.1: 2nd^2 (1 + rho) + 2n^2 d rho."""
     return 2 * n * d**2 + 2 * n * d * r + 2 * n**2 * r
 
 
 def proof_mla_macs(n: int, d: int, r: int) -> int:
-    """The terms that the proof of Lemma 3.1 lists: eq. 16 and 2nrd of reconstruction. Built in chapter 3."""
+    """The terms that the proof of Lemma 3.1 lists: eq. 16 and 2nrd of reconstruction."""
     return printed_mla_macs(n, d, r) + 2 * n * r * d
 
 
 def corrected_mla_macs(n: int, d: int, r: int, n_heads: int, form: str = "rebuilt") -> int:
-    """What eqs. 13-14 cost for `n` tokens. Built in chapter 3.
+    """What eqs. 13-14 cost for `n` tokens.
 
     Projections are 2nd^2 + 4ndr in both forms. `rebuilt` (eq. 14: each head's keys and values from the
     latent) then attends over heads of width d/H: 2n^2 d. `absorbed` (k_up folded into the query, v_up
     applied after the weighted sum) attends over the latent once a head: 2n^2 H r. Rotating K after eq. 14,
     as the paper does, rules the second out for K.
     """
-    if form not in ("rebuilt", "absorbed"):
-        raise ValueError(f"form={form!r} is unknown; it is 'rebuilt' or 'absorbed'")
+    require(form in ("rebuilt", "absorbed"), "form", form, "choose 'rebuilt' or 'absorbed'")
     attended = d if form == "rebuilt" else n_heads * r
     return 2 * n * d**2 + 4 * n * d * r + 2 * n**2 * attended
 
 
 def lemma_3_1(n: int, d: int, rho: float, n_heads: int = 8) -> dict[str, float]:
-    """MLA over MHA in Lemma 3.1: printed, as its proof's terms sum, and in both real forms.
-
-    Built in chapter 3.
-    """
+    """MLA over MHA in Lemma 3.1: printed, as its proof's terms sum, and in both real forms."""
     r, mha = round(rho * d), printed_mha_macs(n, d)
     return {
         "printed": printed_mla_macs(n, d, r) / mha,
@@ -90,10 +87,10 @@ def corrected_speedup(standard: Any, config: Any, seq_len: int) -> float:
 
 
 def printed_cache_elements(n: int, n_layers: int, n_heads: int, width: int) -> int:
-    """Theorem 3.4: 2nLH times d (standard) or r (latent), one factor H too many. Built in chapter 3."""
+    """Theorem 3.4: 2nLH times d (standard) or r (latent), one factor H too many."""
     return 2 * n * n_layers * n_heads * width
 
 
 def corrected_cache_elements(n: int, n_layers: int, width: int) -> int:
-    """What is kept: two tables a layer, d wide (MHA) or r (latents that heads share). Built in chapter 3."""
+    """What is kept: two tables a layer, d wide (MHA) or r (latents that heads share)."""
     return 2 * n * n_layers * width

@@ -1,4 +1,7 @@
-"""Places of the paper as the ledger names them: "abstract", "section 3.1", "eq. 7", "Table 2, ROW, COLUMN"."""
+"""Places of the paper as the ledger names them: "abstract", "section 3.1", "eq. 7", "Table 2, ROW, COLUMN".
+
+Built in chapter 19.
+"""
 
 import re
 from functools import cache
@@ -33,7 +36,7 @@ _PLACE = re.compile(
 
 
 def cells() -> list[str]:
-    """Every cell of the paper's tables that holds more than a dash, as `where` has it. Built in chapter 19."""
+    """Every cell of the paper's tables that holds more than a dash, as `where` has it."""
     labels = ((n, row, column) for n, (rows, columns) in TABLES.items() for row in rows for column in columns)
     return [cell for n, row, column in labels if (cell := f"Table {n}, {row}, {column}") not in DASHES]
 
@@ -45,5 +48,5 @@ def _places() -> set[str]:
 
 
 def is_place(text: str) -> bool:
-    """Whether the paper has a place of that name. Built in chapter 19."""
+    """Whether the paper has a place of that name."""
     return text in _places() or _PLACE.fullmatch(text) is not None

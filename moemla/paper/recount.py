@@ -3,7 +3,7 @@
 `claims.yml` names these functions. Their positional arguments are numbers that the paper prints elsewhere
 (given there by id), their keywords the paper's settings; each returns the value in the unit that the claim
 prints, and a line of detail. The ledger decides what agrees. Here everything is counted from
-configs and from the library's own rules; `arithmetic` works on numbers that are printed.
+configs and from the library's own rules; `arithmetic` works on numbers that are printed. Built in chapter 19.
 """
 
 import math
@@ -27,10 +27,7 @@ Value = tuple[int | float, str]  # in the unit of the claim, and a line of detai
 
 
 def preset(size: str = "M", variant: str = "mha-rope", matched: str = "parameters", **changes: Any) -> ModelConfig:
-    """The paper's model of a size; 50,257 tokens. Dense cells keep the standard FFN of 4d.
-
-    Built in chapter 19.
-    """
+    """The paper's model of a size; 50,257 tokens. Dense cells keep the standard FFN of 4d."""
     if not variant.startswith("moe-"):
         changes.setdefault("d_ff", 4 * SIZES[size]["d_model"])
     return ModelConfig.preset(size, variant=variant, matched=matched, **changes)
@@ -40,17 +37,14 @@ def preset(size: str = "M", variant: str = "mha-rope", matched: str = "parameter
 
 
 def combinations(printed: float) -> Value:
-    """Ways to choose 6 of 62. Built in chapter 19."""
+    """Ways to choose 6 of 62."""
     other = next((n for n in range(TOP_K, 2 * N_TOTAL) if math.comb(n, TOP_K) == printed), None)
-    found = f"the printed number is C({other}, {TOP_K})" if other else ""
-    return complexity.routing_combinations(N_ROUTED, TOP_K), found
+    detail = f"the printed number is C({other}, {TOP_K})" if other else ""
+    return complexity.routing_combinations(N_ROUTED, TOP_K), detail
 
 
 def dense_millions(size: str) -> Value:
-    """Parameters of the plain dense model, tied head, biases, no position table; in millions.
-
-    Built in chapter 19.
-    """
+    """Parameters of the plain dense model, tied head, biases, no position table; in millions."""
     total = complexity.parameters(preset(size)).total
     learned = complexity.parameters(preset(size, "mha")).total
     untied = complexity.parameters(preset(size, tie_embeddings=False)).total
@@ -61,10 +55,7 @@ def dense_millions(size: str) -> Value:
 
 
 def sizes_of_one_convention(*printed: float) -> Value:
-    """The most of Table 1's five sizes that any one convention gives to the printed digit.
-
-    Built in chapter 19.
-    """
+    """The most of Table 1's five sizes that any one convention gives to the printed digit."""
     best = (0, "")
     for bias, tied, positions in product((True, False), (True, False), ("mha", "mha-rope")):
         totals = [
@@ -79,47 +70,41 @@ def sizes_of_one_convention(*printed: float) -> Value:
 
 
 def medium_millions(printed: float) -> Value:
-    """Size M of Table 1, and the number of layers whose total lies nearest to what is printed.
-
-    Built in chapter 19.
-    """
+    """Size M of Table 1, and the number of layers whose total lies nearest to what is printed."""
     totals = {n: complexity.parameters(preset("M", n_layers=n)).total / MILLION for n in range(1, 25)}
     nearest = min(totals, key=lambda n: abs(totals[n] - printed))
     return totals[LAYERS], f"{nearest} layers would give {totals[nearest]:.2f} M"
 
 
 def total_millions(size: str = "M", variant: str = "moe-mla-rope", **settings: Any) -> Value:
-    """All parameters, in millions. Built in chapter 19."""
+    """All parameters, in millions."""
     count = complexity.parameters(preset(size, variant, **settings))
     return count.total / MILLION, f"{count.active / MILLION:.2f} M active"
 
 
 def active_millions(size: str = "M", variant: str = "moe-mla-rope", **settings: Any) -> Value:
-    """Active parameters, in millions. Built in chapter 19."""
+    """Active parameters, in millions."""
     count = complexity.parameters(preset(size, variant, **settings))
     floor = (count.embedding + count.attention) / MILLION
     return count.active / MILLION, f"embedding and attention alone are {floor:.2f} M"
 
 
 def active_saving(variant: str = "moe-mla-rope", **settings: Any) -> Value:
-    """Percent fewer active parameters than the dense model of size M. Built in chapter 19."""
+    """Percent fewer active parameters than the dense model of size M."""
     active = complexity.parameters(preset("M", variant, **settings)).active
     dense = complexity.parameters(preset("M")).total
     return 100 * (1 - active / dense), f"{active / MILLION:.1f} M active against {dense / MILLION:.1f} M"
 
 
 def expert_share_of_ffn(total: float) -> Value:
-    """The expert's share of the standard FFN's width at which size M has a given total, in millions.
-
-    Built in chapter 19.
-    """
+    """The expert's share of the standard FFN's width at which size M has a given total, in millions."""
     one, two = (complexity.parameters(preset("M", "moe-mla-rope", d_expert=f)).total for f in (8, 16))
     hidden = 8 + 8 * (total * MILLION - one) / (two - one)
     return hidden / (4 * WIDTH), f"hidden width {hidden:.1f}, 1/{4 * WIDTH / hidden:.1f} of the FFN"
 
 
 def effective_capacity() -> Value:
-    """Active experts in units of the standard FFN, when each is a quarter of it. Built in chapter 19."""
+    """Active experts in units of the standard FFN, when each is a quarter of it."""
     config = preset("M", "moe-mla-rope", matched="literal")
     active = (config.top_k + config.n_shared) * config.d_expert / (4 * config.d_model)
     layer = (4 + 8 * active) / 12
@@ -127,14 +112,13 @@ def effective_capacity() -> Value:
 
 
 def scaled_width(power: float, active: int = TOP_K, total: int = N_TOTAL) -> Value:
-    """512 scaled by a power of N/k (section 4.3). Built in chapter 19."""
+    """512 scaled by a power of N/k (section 4.3)."""
     width = WIDTH * (total / active) ** power
     return width, f"2^(1/3) x {WIDTH} = {WIDTH * 2 ** (1 / 3):.1f}"
 
 
 def relative_flops(variant: str, width: int = WIDTH, quarter: bool = False) -> Value:
-    """FLOPs a token over those of dense MHA at M, head included; experts d/16 wide, or d for the quarter
-    reading. Built in chapter 19.
+    """FLOPs a token over those of dense MHA at M, head included; experts d/16 wide, or d for the quarter reading.
 
     Width 645 has no heads of whole width: one head of all of it stands for them, which costs the same.
     """
@@ -149,39 +133,32 @@ def relative_flops(variant: str, width: int = WIDTH, quarter: bool = False) -> V
 
 
 def nearest_width_with_even_heads(printed: float) -> Value:
-    """The width nearest to the printed one that splits into 8 heads of even width, as rotary pairs need.
-
-    Built in chapter 19.
-    """
+    """The width nearest to the printed one that splits into 8 heads of even width, as rotary pairs need."""
     printed = round(printed)
     factors = [f for f in range(2, printed) if printed % f == 0 and all(f % p for p in range(2, f))]
     counts = [h for h in range(1, printed + 1) if printed % (2 * h) == 0]
-    found = f"{printed} = {' x '.join(map(str, factors))}; {len(counts)} numbers of heads give it an even head"
-    return 2 * HEADS * round(printed / (2 * HEADS)), found
+    detail = f"{printed} = {' x '.join(map(str, factors))}; {len(counts)} numbers of heads give it an even head"
+    return 2 * HEADS * round(printed / (2 * HEADS)), detail
 
 
 # The cache and memory: abstract, Theorem 3.4, Tables 4 and 6.
 
 
 def cache_saving(size: str = "M", variant: str = "mla-rope", **changes: Any) -> Value:
-    """Percent of MHA's cache that a form does without. Built in chapter 19."""
+    """Percent of MHA's cache that a form does without."""
     kept = complexity.cache_bytes_per_token(preset(size, variant, **changes))
     full = complexity.cache_bytes_per_token(preset(size))
     return 100 * (1 - kept / full), f"{kept} against {full} bytes a token"
 
 
 def cache_mib(variant: str = "mha-rope") -> Value:
-    """XL's cache for 16 sequences of 512 in fp16, in MiB. Built in chapter 19."""
+    """XL's cache for 16 sequences of 512 in fp16, in MiB."""
     size = BATCH * SEQUENCE * complexity.cache_bytes_per_token(preset("XL", variant), FP16)
     return size / MEBI, f"{size / MILLION:.1f} MB in millions of bytes"
 
 
 def printed_cache_mib(per_head_latent: bool = False) -> Value:
-    """Eq. 22's formulas at Table 6's setting, in MiB: standard (2nLHd), or with a latent for each head
-    (2nLHr).
-
-    Built in chapter 19.
-    """
+    """Eq. 22's formulas at Table 6's setting, in MiB: standard (2nLHd), or with a latent for each head (2nLHr)."""
     config = preset("XL")
     width = round(RATIO * config.d_model) if per_head_latent else config.d_model
     elements = lemmas.printed_cache_elements(SEQUENCE, config.n_layers, config.n_heads, width)
@@ -189,37 +166,28 @@ def printed_cache_mib(per_head_latent: bool = False) -> Value:
 
 
 def printed_latent_over_true_mha() -> Value:
-    """Percent saved when Theorem 3.4's 2nLHr is set against the 2nLd that MHA keeps, at M.
-
-    Built in chapter 19.
-    """
+    """Percent saved when Theorem 3.4's 2nLHr is set against the 2nLd that MHA keeps, at M."""
     printed = lemmas.printed_cache_elements(SEQUENCE, LAYERS, HEADS, round(RATIO * WIDTH))
     kept = lemmas.corrected_cache_elements(SEQUENCE, LAYERS, WIDTH)
     return 100 * (1 - printed / kept), f"{printed / kept:.0f} times as much"
 
 
 def latent_over_head() -> Value:
-    """r over d_k at M. Built in chapter 19."""
+    """r over d_k at M."""
     return RATIO * WIDTH / (WIDTH / HEADS), f"r = {RATIO * WIDTH:.0f}, d_k = {WIDTH // HEADS}"
 
 
-# Lemmas and theorems of section 3.2. The formulas are in `complexity`; here they meet the paper's settings.
+# Lemmas and theorems of section 3.2. The formulas are in `lemmas`; here they meet the paper's settings.
 
 
 def lemma_3_1(form: str, n: int = SEQUENCE) -> Value:
-    """MLA's multiply-adds over MHA's at M's width: `printed`, `proof`, `rebuilt` or `absorbed`.
-
-    Built in chapter 19.
-    """
+    """MLA's multiply-adds over MHA's at M's width: `printed`, `proof`, `rebuilt` or `absorbed`."""
     ratios = lemmas.lemma_3_1(n, WIDTH, RATIO, HEADS)
     return ratios[form], ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
 
 
 def mha_macs(n: int = SEQUENCE, printed: bool = False) -> Value:
-    """One MHA layer's multiply-adds, in millions: eq. 15, or counted from the layer's matrices.
-
-    Built in chapter 19.
-    """
+    """One MHA layer's multiply-adds, in millions: eq. 15, or counted from the layer's matrices."""
     if printed:
         return lemmas.printed_mha_macs(n, WIDTH) / MILLION, ""
     block = complexity.block_macs_per_token(preset("M"), n) - 8 * WIDTH**2
@@ -227,11 +195,7 @@ def mha_macs(n: int = SEQUENCE, printed: bool = False) -> Value:
 
 
 def moe_macs(form: str) -> Value:
-    """A token's multiply-adds in the experts' layer at M: eq. 17, or counted for a reading of the expert's
-    width.
-
-    Built in chapter 19.
-    """
+    """A token's multiply-adds in the experts' layer at M: eq. 17, or counted for a reading of the expert's width."""
     if form == "printed":
         return lemmas.printed_moe_macs(WIDTH, N_TOTAL, N_SHARED, TOP_K) / MILLION, "million multiply-adds"
     width = {"quarter": WIDTH, "matched": WIDTH // 16}[form]
@@ -240,56 +204,37 @@ def moe_macs(form: str) -> Value:
 
 
 def lemma_expert_share() -> Value:
-    """The expert's share of the FFN in the proof of Lemma 3.2, which spreads one layer over all N.
-
-    Built in chapter 19.
-    """
+    """The expert's share of the FFN in the proof of Lemma 3.2, which spreads one layer over all N."""
     return 1 / N_TOTAL, f"1/{N_TOTAL}"
 
 
 def active_term(equation: int) -> Value:
-    """The experts' coefficient of d^2 in eq. 17, which multiplies k by N_s, and in eq. 18, which adds them.
-
-    Built in chapter 19.
-    """
+    """The experts' coefficient of d^2 in eq. 17, which multiplies k by N_s, and in eq. 18, which adds them."""
     value = {17: (TOP_K * N_SHARED + N_SHARED) / N_TOTAL, 18: (TOP_K + N_SHARED) / N_TOTAL}[equation]
     return value, f"{value * N_TOTAL:.0f}/{N_TOTAL}"
 
 
 def routing_over_experts() -> Value:
-    """Eq. 17's routing term, dropped in eq. 18, over the experts' term that eq. 18 keeps.
-
-    Built in chapter 19.
-    """
+    """Eq. 17's routing term, dropped in eq. 18, over the experts' term that eq. 18 keeps."""
     return N_TOTAL * WIDTH / ((TOP_K + N_SHARED) / N_TOTAL * WIDTH**2), f"N/d = {N_TOTAL / WIDTH}"
 
 
 def block_coefficient(part: str) -> Value:
-    """The coefficient of nd^2 in a standard block: its FFN, or all of it, in multiply-adds.
-
-    Built in chapter 19.
-    """
+    """The coefficient of nd^2 in a standard block: its FFN, or all of it, in multiply-adds."""
     matrices = complexity.block_macs_per_token(preset("M"), 0) / WIDTH**2
     attention = sum(i * o for i, o in complexity.attention_matrices(preset("M"))) / WIDTH**2
     return {"ffn": matrices - attention, "all": matrices}[part], ""
 
 
 def equation_20_coefficient() -> Value:
-    """The coefficient of nd^2 in eq. 20's closed terms, as n grows with d held: attention's n^2 and routing
-    aside.
-
-    Built in chapter 19.
-    """
+    """The coefficient of nd^2 in eq. 20's closed terms as n grows with d held, attention's n^2 and routing aside."""
     macs = [lemmas.printed_block_macs(n, WIDTH, round(RATIO * WIDTH), N_TOTAL, N_SHARED, TOP_K) for n in (1, 2)]
     per_token = macs[1] - macs[0] - 3 * 2 * RATIO * WIDTH  # the difference of 2 n^2 d rho between n = 2 and n = 1
     return per_token / WIDTH**2, ""
 
 
 def speedup(form: str, n: int = SEQUENCE) -> Value:
-    """Standard over MoE-MLA: Theorem 3.3's factor, or the true count for a reading of the expert's width.
-
-    Built in chapter 19.
-    """
+    """Standard over MoE-MLA: Theorem 3.3's factor, or the true count for a reading of the expert's width."""
     if form == "printed":
         return lemmas.printed_speedup(RATIO, N_TOTAL, N_SHARED, TOP_K), ""
     matched = {"quarter": "literal", "matched": "parameters"}[form]
@@ -298,7 +243,7 @@ def speedup(form: str, n: int = SEQUENCE) -> Value:
 
 
 def ffn_speedup(form: str) -> Value:
-    """The FFN's factor in Theorem 3.3: in its statement, and at the end of its proof. Built in chapter 19."""
+    """The FFN's factor in Theorem 3.3: in its statement, and at the end of its proof."""
     statement = N_TOTAL / (TOP_K + N_SHARED)
     return {"statement": statement, "proof": 4 * statement}[form], ""
 
@@ -307,10 +252,7 @@ def ffn_speedup(form: str) -> Value:
 
 
 def relative_position_error() -> Value:
-    """The largest difference between the two sides of eq. 10 over many positions, in float64.
-
-    Built in chapter 19.
-    """
+    """The largest difference between the two sides of eq. 10 over many positions, in float64."""
     import torch
 
     from moemla.rope import RotaryEmbedding
@@ -328,10 +270,7 @@ def relative_position_error() -> Value:
 
 
 def balanced_update(rule: str) -> Value:
-    """How far a rule moves every bias in one step, in units of gamma, when all experts are equally loaded.
-
-    Built in chapter 19.
-    """
+    """How far a rule moves every bias in one step, in units of gamma, when all experts are equally loaded."""
     import torch
 
     from moemla import balancing
@@ -344,18 +283,12 @@ def balanced_update(rule: str) -> Value:
 
 
 def balanced_share(form: str) -> Value:
-    """The share of tokens at an expert: Algorithm 1's target 1/N_r, and what top-6 routing gives on average.
-
-    Built in chapter 19.
-    """
+    """The share of tokens at an expert: Algorithm 1's target 1/N_r, and what top-6 routing gives on average."""
     return {"printed": 1 / N_ROUTED, "mean": TOP_K / N_ROUTED}[form], f"k/N_r = {TOP_K}/{N_ROUTED}"
 
 
 def step_ratio() -> Value:
-    """One step of eq. 4 over one of Algorithm 1 for the same overload, biases relative to each other.
-
-    Built in chapter 19.
-    """
+    """One step of eq. 4 over one of Algorithm 1 for the same overload, biases relative to each other."""
     import torch
 
     from moemla import balancing
@@ -370,10 +303,7 @@ def step_ratio() -> Value:
 
 
 def gate_change() -> Value:
-    """What a bias does to a gate's value when it stands inside the softmax (Algorithm 1, lines 3-4; eq. 2).
-
-    Built in chapter 19.
-    """
+    """What a bias does to a gate's value when it stands inside the softmax (Algorithm 1, lines 3-4; eq. 2)."""
 
     def gate(bias: float) -> float:
         scores = [math.exp(1.0 + bias), math.exp(0.5)]  # two chosen experts, renormalised
@@ -384,7 +314,7 @@ def gate_change() -> Value:
 
 
 def noise_floor(tokens: int, routed: int = N_ROUTED, top_k: int = TOP_K) -> Value:
-    """The CV that independent uniform routing shows in a window of that many tokens. Built in chapter 19."""
+    """The CV that independent uniform routing shows in a window of that many tokens."""
     from moemla import balancing
 
     floors = (f"{balancing.noise_floor(routed, top_k, t):.3f} at {t:,}" for t in (SEQUENCE, 8192, 65536))

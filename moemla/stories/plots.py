@@ -1,7 +1,7 @@
 """The plots of the built-in stories and how their passages are worded.
 
 Notable: a plot is a wish, an obstacle, attempts, help, an outcome and an ending that returns to the beginning. Which
-words come next is decided by the plot and by what it introduced, rarely by the three words before. `stories` explains
+words come next is decided by the plot and by what it introduced, rarely by the three words before. `teller` explains
 the template language. A paragraph of a template is a block of lines; blank lines part paragraphs. Built in chapter 1.
 """
 
@@ -16,10 +16,7 @@ _BOTH, _KID, _WILD = ("kid", "wild"), ("kid",), ("wild",)
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot: the kinds of world it can happen in, its template, and things of the world that it fixes beforehand.
-
-    Built in chapter 1.
-    """
+    """A plot: the kinds of world it can happen in, its template, and things of the world that it fixes beforehand."""
 
     worlds: tuple[str, ...]
     template: str

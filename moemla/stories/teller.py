@@ -13,6 +13,7 @@ Character slots (h hero, f friend, m grown-up, k stranger): `{h}` subject, `{h.o
 pronoun where that is clear; `{H}` the name, `{H.s}` the name's possessive, `{h!}` a name that the text before
 determines, `{h.he}`, `{h.him}`, `{h.his}`, `{h.self}` the pronoun within a clause, `{h.kind}` and so on its attributes.
 `{^}` makes the next letter a capital, and "a" before a slot becomes "an" where the word asks for it.
+Built in chapter 1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Agreement:
 
     `Story.text[start:end]` is right and `distractor` is wrong there; `antecedent` is the offset, at least a sentence
     earlier, where the one meant was introduced. `kind` is "name", "pronoun" or "object". A model agrees when it
-    finds the right words likelier than the distractor. Built in chapter 1.
+    finds the right words likelier than the distractor.
     """
 
     kind: str
@@ -61,14 +62,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Story:
-    """A story of 100 to 300 words, paragraphs separated by a newline, and its agreements. Built in chapter 1."""
+    """A story of 100 to 300 words, paragraphs separated by a newline, and its agreements."""
 
     text: str
     agreements: tuple[Agreement, ...]
 
 
 def story(seed: int, index: int) -> Story:
-    """Story number `index` of the endless corpus `seed`: the same bytes on every machine. Built in chapter 1."""
+    """Story number `index` of the endless corpus `seed`: the same bytes on every machine."""
     for attempt in range(1000):
         teller = _Teller(random.Random(f"moemla:{seed}:{index}:{attempt}").random)
         told = teller.tell()
@@ -78,7 +79,7 @@ def story(seed: int, index: int) -> Story:
 
 
 def stories(count: int, seed: int = 0, start: int = 0) -> Iterator[Story]:
-    """Stories `start` to `start + count - 1` of the corpus `seed`, one after the other. Built in chapter 1."""
+    """Stories `start` to `start + count - 1` of the corpus `seed`, one after the other."""
     for index in range(start, start + count):
         yield story(seed, index)
 
@@ -279,7 +280,7 @@ def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
             inner, at = _parse(tokens, at, ">")
             branches[-1].append((_OPTION, inner))
         elif token in "]>":
-            raise ValueError(f"story template has {token!r} without its opening: {''.join(tokens)!r}")
+            raise ValueError(f"template={''.join(tokens)!r}: {token!r} has no opening")
         elif token[0] == "@":
             branches[-1].append((_MACRO, token[1:]))
         elif token[0] == "{":
@@ -296,11 +297,11 @@ def _parse(tokens: list[str], at: int, closing: str) -> tuple[tuple, int]:
                 branches[-1].append((_ARTICLE, token[-2]))
     else:
         if closing:
-            raise ValueError(f"story template lacks {closing!r}: {''.join(tokens)!r}")
+            raise ValueError(f"template={''.join(tokens)!r}: lacks {closing!r}")
     if closing == "]":
         return (_CHOICE, tuple(tuple(branch) for branch in branches)), at
     if len(branches) > 1:
-        raise ValueError(f"story template has '|' outside brackets: {''.join(tokens)!r}")
+        raise ValueError(f"template={''.join(tokens)!r}: '|' stands outside brackets")
     return tuple(branches[0]), at
 
 

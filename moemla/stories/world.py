@@ -538,7 +538,7 @@ SIMPLE = {
 
 
 def character(teller, role: str) -> tuple[str, int, dict[str, str]]:
-    """Name, gender (0 he, 1 she) and attributes of the one who plays `role` (h, f, m or k). Built in chapter 1."""
+    """Name, gender (0 he, 1 she) and attributes of the one who plays `role` (h, f, m or k)."""
     world = teller.world
     if role == "m":
         gender = teller.pick(2)
@@ -579,10 +579,7 @@ def _thing(teller, other: str = "", where: str = "") -> tuple[str, ...]:
 
 
 def choose(teller, key: str) -> None:
-    """Puts `key`, and what is decided with it, into the teller's world. Raises KeyError for a slot that is not known.
-
-    Built in chapter 1.
-    """
+    """Puts `key`, and what is decided with it, into the teller's world; KeyError for a slot that is not known."""
     world, kid = teller.world, teller.kind == "kid"
     if key in ("o", "oa", "do", "did", "doing", "broke", "mender"):
         row = _thing(teller, world.get("x", ""), world.get("where", ""))

@@ -99,7 +99,7 @@ def test_float64_takes_the_plain_path():
 
 def test_mixed_devices_are_an_error():
     x, w_in, w_out, index, gate = inputs()
-    with pytest.raises(ValueError, match="tensors on cpu, meta: move them to one device"):
+    with pytest.raises(ValueError, match="device=cpu, meta: move the tensors to one device"):
         experts(x, w_in, w_out, index.to("meta"), gate, backend="triton")
 
 

@@ -1,5 +1,6 @@
 """The paper's formulas against hand counts, and the corrected ones against the config's."""
 
+import itertools
 import math
 
 import pytest
