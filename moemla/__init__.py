@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         config as config,
         data as data,
         devices as devices,
+        distributed as distributed,
         errors as errors,
         evaluation as evaluation,
         experiments as experiments,

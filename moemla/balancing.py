@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moemla.distributed import World
 from moemla.routing import Router, Routing
 
 
@@ -90,14 +91,22 @@ class Balancer:
     """Moves the bias of every router of a model; for anyone's training loop. Built in chapter 8.
 
     Call `step()` once after each optimizer step: it takes the counts of all training passes since the last call
-    (micro-batches included), sums them over the ranks with one all-reduce where torch.distributed runs, and applies the
-    rule. `group` is the process group of the ranks that share the routers; None is the default one. Every rank of it
-    calls `step()` as often, so that all have the same bias. `rate` None is the rule's own (`RATES`). The model may be
-    wrapped (DDP, FSDP2, torch.compile). ValueError for an unknown rule or a rate that is not positive; a model without
-    routers is balanced by doing nothing.
+    (micro-batches included), sums them over the ranks that share the routers with one all-reduce, and applies the rule.
+    These are torch.distributed's default group, where there is one; `world` or `group` (a process group) name others.
+    Every rank of them calls `step()` as often, so that all have the same bias. `rate` None is the rule's own (`RATES`).
+    The model may be wrapped (DDP, FSDP2, torch.compile). ValueError for an unknown rule, a rate that is not positive,
+    or `world` and `group` both; a model without routers is balanced by doing nothing.
     """
 
-    def __init__(self, model: nn.Module, rule: str = "sign", rate: float | None = None, group=None):
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: str = "sign",
+        rate: float | None = None,
+        *,
+        world: World | None = None,
+        group=None,
+    ):
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         rate = RATES[rule] if rate is None else rate
@@ -105,15 +114,19 @@ class Balancer:
             raise ValueError(f"rate={rate!r}: must be above 0")
         if rule == "quantile" and rate > 1:
             raise ValueError(f"rate={rate!r}: the quantile rule goes a share of the way, at most 1")
+        if world is not None and group is not None:
+            raise ValueError(f"group={group}: world={world} names the ranks already; give one of them")
         self.routers = [module for module in model.modules() if isinstance(module, Router)]
-        self.rule, self.rate, self.group = rule, rate, group
+        self.rule, self.rate, self.world, self.group = rule, rate, world, group
         self.counts: list[Tensor] | None = None  # (E,) of each router in the last step, for the log
         for router in self.routers:
             router.watch_margins(rule == "quantile")
             router.forget()  # what was counted before is not this balancer's
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
-        """`counts` summed over the process group, in place; as it is where torch.distributed does not run."""
+        """`counts` summed over the ranks that share the routers, in place; as it is where there is one process."""
+        if self.world is not None:
+            return self.world.sum(counts)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts, group=self.group)
         return counts

@@ -16,7 +16,7 @@ from moemla.config import require, require_count
 from moemla.errors import DataError
 from moemla.files import claimed, replacing, why
 from moemla.shards import TokenShard, check_tokenizer, write_shard
-from moemla.text import SEPARATOR, Report, read_stories, then, watched
+from moemla.text import SEPARATOR, Report, fetch_claimed, read_stories, then, watched
 from moemla.tokenizer import MIN_VOCAB, Tokenizer, check_vocab_size, in_groups
 
 SOURCES = ("builtin", "hub", "files")
@@ -114,8 +114,8 @@ def _make(out: Path, settings: dict[str, Any], inputs: dict[str, Path], progress
             fresh = (s.text for s in generate(count, seed=settings["seed"], start=start))
             _write_text(texts[split], watched(fresh, f"{split} stories", count, progress))
     if source == "hub":
-        texts["train"] = _fetch(out, "train", stories, progress)
-        texts["valid"] = _fetch(out, "validation", VALID_STORIES, progress)
+        texts["train"] = fetch_claimed(out, "train", stories, progress)
+        texts["valid"] = fetch_claimed(out, "validation", VALID_STORIES, progress)
 
     rows = {"train": stories, "valid": VALID_STORIES if source == "hub" else None}
 

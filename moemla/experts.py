@@ -12,6 +12,9 @@ triton    `grouped` as kernels for a GPU, tokens gathered while they are multipl
 auto      the fastest of these by `choose`, a rule that was measured
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,14 +34,19 @@ def experts(
     gate: Float[Tensor, "n a"],
     backend: str = "auto",
     activation: str = "gelu",
+    dispatcher: Callable[[Tensor], "LocalDispatcher"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Gate-weighted sum of each token's experts (eq. 2). Built in chapter 6.
 
     x (N, D), w_in (E, D, F; 2F for swiglu), w_out (E, F, D), index (N, A) with no expert twice in a row, gate (N, A) ->
     (N, D). backend: "auto", "masked", "loop", "grouped", "gather" or "triton"; torch.export gets "masked" whatever is
-    asked. ValueError for another name.
+    asked. dispatcher: sends rows to where their experts are, through "grouped"; see `LocalDispatcher`, the default.
+    ValueError for another name.
     """
     require(backend in ("auto", *BACKENDS), "backend", backend, f"choose one of auto, {', '.join(BACKENDS)}")
+    if dispatcher is not None:
+        require(backend in ("auto", "grouped"), "backend", backend, "a dispatcher needs 'grouped' (or 'auto')")
+        return grouped(x, w_in, w_out, index, gate.to(x.dtype), activation, dispatcher)
     if torch.compiler.is_exporting():  # one graph for any number of tokens and any choice
         backend = "masked"
     if backend == "auto":
@@ -98,12 +106,14 @@ def gather(x, w_in, w_out, index, gate, activation):
     return torch.bmm(hidden, second.reshape(rows, hidden.shape[2], x.shape[1])).squeeze(1)
 
 
-def grouped(x, w_in, w_out, index, gate, activation):
+def grouped(x, w_in, w_out, index, gate, activation, dispatcher=None):
     """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D). Built in chapter 6."""
-    if x.shape[0] == 0 or x.is_meta:
-        return masked(x, w_in, w_out, index, gate, activation)
+    if dispatcher is None:
+        if x.shape[0] == 0 or x.is_meta:
+            return masked(x, w_in, w_out, index, gate, activation)
+        dispatcher = partial(LocalDispatcher, n_experts=w_in.shape[0])
     x, w_in, w_out, gate = _as_autocast(x, w_in, w_out, gate)
-    return _Grouped.apply(x, w_in, w_out, index, gate, activation)
+    return _Grouped.apply(x, w_in, w_out, index, gate, activation, dispatcher)
 
 
 def _as_autocast(*tensors):
@@ -139,19 +149,25 @@ BACKENDS = {"masked": masked, "loop": loop, "grouped": grouped, "gather": gather
 
 
 class _Grouped(torch.autograd.Function):
-    """Keeps x, the hidden layer before and after its activation, and the order of the slots; neither the gathered rows
-    of x nor the experts' outputs. M = N A slots.
+    """Rows to their experts (`_Slots`, a dispatcher), two products (`_Blocks`), and back: each token's weighed sum.
+
+    Backward goes the same way, transposed: what was dispatched is combined, what was combined is dispatched.
+
+    Keeps x, the hidden layer before and after its activation, and the order of the slots; neither the gathered rows
+    of x nor the experts' outputs. M = N A slots; M' of them are computed here; M' = M without other ranks.
     """
 
     @staticmethod
-    def forward(ctx, x, w_in, w_out, index, gate, activation):
-        slots = _Slots(index, w_in.shape[0], fused=_fused(x, w_in, w_out))
-        rows = x.index_select(0, slots.token)  # (M, D)
-        z = slots.product(rows, w_in)
-        hidden = activate(z, activation)  # (M, F)
-        y = slots.product(hidden, w_out)
+    def forward(ctx, x, w_in, w_out, index, gate, activation, dispatcher):
+        slots = _Slots(index)
+        exchange = dispatcher(slots.expert)
+        blocks = _Blocks(exchange.counts, fused=_fused(x, w_in, w_out))
+        rows = exchange.dispatch(slots.gather(x))  # (M', D)
+        z = blocks.product(rows, w_in)
+        hidden = activate(z, activation)  # (M', F)
+        y = exchange.combine(blocks.product(hidden, w_out))  # (M, D)
         ctx.save_for_backward(x, w_in, w_out, gate, z, hidden)
-        ctx.slots, ctx.activation = slots, activation
+        ctx.steps, ctx.activation = (slots, exchange, blocks), activation
         return slots.combine(y, gate)
 
     @staticmethod
@@ -159,33 +175,69 @@ class _Grouped(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("backend='grouped' has no second derivatives; use 'masked' or 'loop' for them")
         x, w_in, w_out, gate, z, hidden = ctx.saved_tensors
-        slots = ctx.slots
-        dy = grad.contiguous().index_select(0, slots.token)  # (M, D), not yet weighed
-        dhidden = slots.product(dy, w_out.mT)  # (M, F)
+        slots, exchange, blocks = ctx.steps
+        dy = exchange.dispatch(slots.gather(grad.contiguous()))  # (M', D), not yet weighed
+        dhidden = blocks.product(dy, w_out.mT)  # (M', F)
         dgate = None
         if ctx.needs_input_grad[4]:  # <grad, y> = <grad W_out^T, hidden>: y itself is not needed
-            each = torch.linalg.vecdot(dhidden, hidden)
+            each = exchange.combine(torch.linalg.vecdot(dhidden, hidden)[:, None])  # (M, 1)
             dgate = each.index_select(0, slots.place).view_as(gate)
-        weight = gate.flatten().index_select(0, slots.order)[:, None]
+        weight = exchange.dispatch(gate.flatten().index_select(0, slots.order)[:, None])  # (M', 1)
         dz = activation_gradient(z, dhidden.mul_(weight), ctx.activation)
-        dw_out = slots.product_of_blocks(hidden * weight, dy) if ctx.needs_input_grad[2] else None
-        dw_in = slots.product_of_blocks(x.index_select(0, slots.token), dz) if ctx.needs_input_grad[1] else None
-        dx = slots.combine(slots.product(dz, w_in.mT)) if ctx.needs_input_grad[0] else None
-        return dx, dw_in, dw_out, None, dgate, None
+        dw_out = blocks.product_of_blocks(hidden * weight, dy) if ctx.needs_input_grad[2] else None
+        dw_in = blocks.product_of_blocks(exchange.dispatch(slots.gather(x)), dz) if ctx.needs_input_grad[1] else None
+        dx = slots.combine(exchange.combine(blocks.product(dz, w_in.mT))) if ctx.needs_input_grad[0] else None
+        return dx, dw_in, dw_out, None, dgate, None, None
 
 
 class _Slots:
-    """The N A slots (token, choice) sorted by expert, and products over each expert's block of rows."""
+    """The N A slots (token, choice), sorted by expert."""
 
-    def __init__(self, index: Int[Tensor, "n a"], n_experts: int, fused: bool):
-        chosen = index.flatten().long()
-        self.shape, self.n_experts = index.shape, n_experts
-        self.order = chosen.argsort(stable=True)  # sorted place -> slot
+    def __init__(self, index: Int[Tensor, "n a"]):
+        self.shape = index.shape
+        self.expert, self.order = index.flatten().long().sort(stable=True)  # order: sorted place -> slot
         self.place = torch.empty_like(self.order)  # slot -> sorted place
-        self.place[self.order] = torch.arange(len(chosen), device=chosen.device)
+        self.place[self.order] = torch.arange(len(self.order), device=index.device)
         self.token = self.order // index.shape[1]
-        counts = torch.zeros(n_experts, dtype=torch.int64, device=chosen.device)
-        counts = counts.scatter_add(0, chosen, torch.ones_like(chosen))
+
+    def gather(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+        """The row of x for each slot."""
+        return x.index_select(0, self.token)
+
+    def combine(self, y: Float[Tensor, "m d"], gate: Float[Tensor, "n a"] | None = None) -> Float[Tensor, "n d"]:
+        """Each token's rows, weighed and summed: no atomics, so the same sum each time.
+
+        `embedding_bag` is this very sum; written as an index and a sum it is ten times slower on a CPU.
+        """
+        return F.embedding_bag(self.place.view(self.shape), y, per_sample_weights=gate, mode="sum")
+
+
+class LocalDispatcher:
+    """Every expert is here: rows stay where they are. Built in chapter 13.
+
+    A dispatcher that sends them to other ranks is put in its place from outside. `dispatcher(expert)` is called once a
+    pass with the expert of each row, (M,) sorted, and gives an exchange: `counts` (E',), the rows that come to each of
+    the experts that are here, whose weights w_in and w_out hold; `dispatch` and `combine`, each the transpose, and so
+    the backward, of the other. How many experts there are on all ranks is its own to know.
+    """
+
+    def __init__(self, expert: Int[Tensor, "m"], n_experts: int):
+        counts = torch.zeros(n_experts, dtype=torch.int64, device=expert.device)
+        self.counts = counts.scatter_add(0, expert, torch.ones_like(expert))  # bincount waits for a GPU
+
+    def dispatch(self, rows: Float[Tensor, "m w"]) -> Float[Tensor, "m w"]:
+        """Rows (M, W), any W, sorted by expert -> (M', W), those of the experts here, sorted by expert."""
+        return rows
+
+    def combine(self, rows: Float[Tensor, "m w"]) -> Float[Tensor, "m w"]:
+        """Rows (M', W) back to where they came from: (M, W)."""
+        return rows
+
+
+class _Blocks:
+    """Products over each expert's block of rows. counts (E,): the rows of each."""
+
+    def __init__(self, counts: Int[Tensor, "e"], fused: bool):
         # On the device for the fused product; on the host, which waits for them, for the loop.
         self.offsets = counts.cumsum(0).to(torch.int32) if fused else None
         self.counts = None if fused else counts.tolist()
@@ -205,17 +257,10 @@ class _Slots:
         """left_e^T right_e for each expert: the gradient of its matrix, zero where it has no rows."""
         if self.offsets is not None:
             return F.grouped_mm(left.mT, right, offs=self.offsets)
-        out = left.new_empty(self.n_experts, left.shape[1], right.shape[1])
+        out = left.new_empty(len(self.counts), left.shape[1], right.shape[1])
         for a, b, target in zip(left.split(self.counts), right.split(self.counts), out, strict=True):
             torch.mm(a.mT, b, out=target)  # zeros for a block without rows
         return out
-
-    def combine(self, y: Float[Tensor, "m d"], gate: Float[Tensor, "n a"] | None = None) -> Float[Tensor, "n d"]:
-        """Each token's rows, weighed and summed: no atomics, so the same sum each time.
-
-        `embedding_bag` is this very sum; written as an index and a sum it is ten times slower on a CPU.
-        """
-        return F.embedding_bag(self.place.view(self.shape), y, per_sample_weights=gate, mode="sum")
 
 
 def _fused(x, w_in, w_out) -> bool:
@@ -252,7 +297,8 @@ def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -
 class Experts(nn.Module):
     """The weights of E routed experts and the back end that applies them. Built in chapter 6.
 
-    ValueError for a count below 1, or an unknown activation or back end.
+    `dispatcher`, at first None, may be set from outside (see `LocalDispatcher`); the weights are then those of the
+    experts that are here. ValueError for a count below 1, or an unknown activation or back end.
     """
 
     def __init__(
@@ -271,7 +317,7 @@ class Experts(nn.Module):
             require_count(name, value)
         allowed = CHOICES["backend"]
         require(backend in allowed, "backend", backend, f"choose one of {', '.join(allowed)}")
-        self.activation, self.backend = activation, backend
+        self.activation, self.backend, self.dispatcher = activation, backend, None
         like = dict(device=device, dtype=dtype)
         self.w_in = nn.Parameter(torch.empty(n_experts, d_model, width_in(d_expert, activation), **like))
         self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model, **like))
@@ -285,4 +331,4 @@ class Experts(nn.Module):
     def forward(
         self, x: Float[Tensor, "n d"], index: Int[Tensor, "n a"], gate: Float[Tensor, "n a"]
     ) -> Float[Tensor, "n d"]:
-        return experts(x, self.w_in, self.w_out, index, gate, self.backend, self.activation)
+        return experts(x, self.w_in, self.w_out, index, gate, self.backend, self.activation, self.dispatcher)

@@ -101,8 +101,8 @@ class Run:
 class Log:
     """metrics.jsonl, one row each `log_every` steps; on a resumed run, rows past the checkpoint are dropped first.
 
-    `flops_per_second` is what this machine's matrix products reach: a row's utilisation is a share of it. Built in
-    chapter 13.
+    `flops_per_second` is what this machine's matrix products reach (all ranks' together): a row's utilisation is a
+    share of it. Built in chapter 13.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Log:
             )
 
     def add(self, step: int, loss, norm, lr: float, balancer: Balancer, valid_loss: float | None = None) -> None:
-        """Notes a finished step; writes a row where one is due."""
+        """Notes a finished step; writes a row where one is due, unless `begin_writing` is left to another rank."""
         self.losses.append(loss)
         if balancer.counts is not None:
             self.window.append(torch.stack(balancer.counts))
@@ -170,6 +170,8 @@ class Log:
         self.check(step, norm)
         mean = torch.stack(self.losses).mean().item()
         self.losses.clear()
+        if self.file is None:
+            return
         elapsed, each = time.perf_counter() - self.begin, self.settings.batch_size * self.settings.seq_len
         rate = (step - self.first) * each / elapsed
         row = Progress(

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from moemla.config import require, require_count
+from moemla.distributed import ALONE, World
 from moemla.errors import DataError
 from moemla.files import replacing, why
 from moemla.tokenizer import Tokenizer
@@ -138,8 +139,8 @@ class Batches:
     The tokens are taken as a ring. Each epoch turns it by an offset of its own and cuts it into `windows`
     pieces of `seq_len` inputs, each with the token after it as its target; a permutation orders them; both are
     drawn from (seed, epoch). Every window comes once an epoch. Epochs follow without a gap: a batch may hold
-    the end of one and the start of the next. Of `world_size` processes, each gets its own
-    batch_size / world_size rows.
+    the end of one and the start of the next. `batch_size` is that of all ranks together: of a `world`, each rank
+    gets its own batch_size / size rows of the same batch.
     """
 
     def __init__(
@@ -148,15 +149,12 @@ class Batches:
         batch_size: int,
         seq_len: int,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        world: World = ALONE,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("seq_len", seq_len), ("world_size", world_size)):
+        for name, value in (("batch_size", batch_size), ("seq_len", seq_len)):
             require_count(name, value)
         require(seed >= 0, "seed", seed, "must be 0 or more")
-        require(0 <= rank < world_size, "rank", rank, f"must be 0 to world_size - 1 = {world_size - 1}")
-        right = f"must be a multiple of world_size={world_size}"
-        require(batch_size % world_size == 0, "batch_size", batch_size, right)
+        require(batch_size % world.size == 0, "batch_size", batch_size, f"must be a multiple of the {world.size} ranks")
         size = len(shard.tokens)
         if size < seq_len + 1:
             raise DataError(
@@ -166,8 +164,8 @@ class Batches:
         self.shard, self.batch_size, self.seq_len, self.seed = shard, batch_size, seq_len, seed
         self.windows = size // seq_len
         self.steps_per_epoch = -(-self.windows // batch_size)  # rounded up
-        rows = batch_size // world_size
-        self._rows = np.arange(rank * rows, (rank + 1) * rows)
+        rows = batch_size // world.size
+        self._rows = np.arange(world.rank * rows, (world.rank + 1) * rows)
         self._starts = lru_cache(maxsize=2)(self._epoch_starts)  # a batch may stand in two epochs
 
     def epoch(self, step: int) -> int:

@@ -116,10 +116,11 @@ def fetch_hub(out: str | os.PathLike[str], split: str, limit: int, progress: Rep
     into `out`; a file of that name that does not end in a separator is not touched.
     """
     with claimed(out, "fetch_hub"):
-        return _fetch(Path(out), split, limit, progress)
+        return fetch_claimed(Path(out), split, limit, progress)
 
 
-def _fetch(out: Path, split: str, limit: int, progress: Report | None) -> Path:
+def fetch_claimed(out: Path, split: str, limit: int, progress: Report | None) -> Path:
+    """`fetch_hub` for who has claimed `out` already. Built in chapter 1."""
     path = out / f"hub-{split}.txt"
     part = path.with_name(path.name + ".part")
     try:

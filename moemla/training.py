@@ -15,6 +15,7 @@ from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
 from moemla.config import ModelConfig, TrainConfig, require, stored_fields
 from moemla.devices import default_device, undisturbed, usable_device
+from moemla.distributed import ALONE, World
 from moemla.errors import DataError
 from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
@@ -64,15 +65,20 @@ def train(
     device: torch.device | str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     validate_every: int = 0,
+    world: World = ALONE,
 ) -> LanguageModel:
-    """Trains on the shards in `data` (made by `moemla.data.prepare`) and leaves a run in `out`. Built in chapter 5;
-    runs in 13.
+    """Trains on the shards in `data`, made by `moemla.data.prepare`; `out` becomes a run. Built in chapters 5 and 13.
 
     `out` then holds config.json, train.json, tokenizer.json, metrics.jsonl and checkpoints; nothing before the first
     step has worked. With `resume` it goes on from the last checkpoint that can be read, or starts if there is none;
     batches, optimizer, balancing bias and random state continue exactly. Ctrl-C (or SIGTERM) ends after the step at
     hand with a checkpoint, and raises KeyboardInterrupt. With `validate_every` (steps; 0: never), the model is scored
     on the first windows of valid.bin, which changes nothing in the training, and the best one is kept in `best/`.
+
+    Each rank of a `world` calls this alike and takes its rows of a batch; the losses of the log are means over all, and
+    only rank 0 writes and reports. A signal to one of them ends all after the same step. Dropout draws the same numbers
+    on each, so that one random state serves a resume. An error of one rank is left to what started them: torchrun ends
+    the others.
 
     ValueError or MoemlaError for settings, data or a folder that do not fit, or a run that another process writes;
     Diverged for a loss that is no longer a number. The caller's random state and settings of torch stay as they are.
@@ -89,14 +95,15 @@ def train(
     require(config.vocab_size == tokenizer.vocab_size, "vocab_size", config.vocab_size, right)
     right = f"must be at most max_seq_len={config.max_seq_len}"
     require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
-    batches = Batches(shard, train_config.batch_size, train_config.seq_len, seed=train_config.seed)
+    batches = Batches(shard, train_config.batch_size, train_config.seq_len, train_config.seed, world)
     validation = _Validation(data, tokenizer, train_config, device) if validate_every else None
     run = Run(data, out, config, train_config, tokenizer, facts)
 
-    new = not out.exists()
+    new = world.main and not out.exists()
+    claim = claimed(out, "moemla train") if world.main else nullcontext()
     try:
-        with claimed(out, "moemla train"), undisturbed(device):
-            how = (resume, checkpoint_every, device, on_progress, validate_every)
+        with claim, undisturbed(device):
+            how = (resume, checkpoint_every, device, on_progress, validate_every, world)
             return _train(run, batches, validation, *how)
     finally:
         if new:
@@ -105,7 +112,7 @@ def train(
 
 
 def _train(
-    run: Run, batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every
+    run: Run, batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every, world
 ) -> LanguageModel:
     out, train_config = run.out, run.settings
     run.check(resume)
@@ -114,12 +121,13 @@ def _train(
     torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
     model = LanguageModel(run.config, device=device).train()
     optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
-    balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate)
+    balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate, world=world)
     state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
     state = START | stored_fields("the state", START, state)
-    best = (best_of(out) or {}).get("valid_loss", math.inf)
+    wrapped = world.wrap(model)
+    best = ((best_of(out) if world.main else None) or {}).get("valid_loss", math.inf)
     rate = matmul_rate(device, torch.bfloat16 if train_config.precision == "bf16" else torch.float32)
-    log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate, on_progress)
+    log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
     with _Interrupt() as interrupt, log:
         for step in range(state["step"], train_config.steps):
             lr = learning_rate(
@@ -129,21 +137,24 @@ def _train(
                 warmup=train_config.warmup,
                 steps=train_config.steps,
             )
-            loss, norm = train_step(model, optimizers, balancer, batches.batch(step), lr, train_config)
-            if step == state["step"]:  # it works: a first step that does not leaves nothing
+            loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config)
+            loss = world.sum(loss) / world.size
+            if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
                 log.begin_writing()
             last = step + 1 == train_config.steps
             validated = validation and (last or (step + 1) % validate_every == 0)
             valid_loss = validation.loss(model) if validated else None
             log.add(step + 1, loss, norm, lr, balancer, valid_loss)
-            if valid_loss is not None and valid_loss < best:
+            if world.main and valid_loss is not None and valid_loss < best:
                 best = valid_loss
                 save_best(out, model, run.tokenizer, step + 1, best)
-            stop = interrupt.seen  # asked once: a signal after this line is the next step's
+            stop = world.any(interrupt.seen)  # asked once: a signal after this line is the next step's
             if last or stop or (checkpoint_every and (step + 1) % checkpoint_every == 0):
                 log.check(step + 1, norm)
-                save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state())
+                if world.main:
+                    save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state())
+                world.wait()  # the end of one rank may be the end of all
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
     return model.eval()
@@ -156,7 +167,8 @@ def train_step(
 
     Micro-batches change the memory and nothing else: every loss is that of the whole batch, whatever its parts hold.
     The Switch loss needs the counts of the whole step first, so with micro-batches it costs a pass without gradient
-    more. The model may be wrapped (DDP, torch.compile); ranks are weighed alike. Built in chapter 5.
+    more. The model may be wrapped (DDP, torch.compile); over ranks the batch and the loss are this one's, and all weigh
+    alike. Built in chapter 5.
     """
     device = next(model.parameters()).device
     parts, size = train_config.micro_batches, len(batch[0])

@@ -1,21 +1,27 @@
 """What every rank does for tests/test_ranks.py, in processes of their own: results go to a file for each rank."""
 
+import signal
 import warnings
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import moemla
+from moemla import training
 from moemla.balancing import Balancer
 from moemla.config import TrainConfig
+from moemla.distributed import ALONE, World
 from moemla.model import LanguageModel, unwrapped
+from moemla.moe import MixtureOfExperts
 from moemla.optim import make_optimizers
 from moemla.routing import Router, record_routing
 from moemla.training import train_step
-from tests.helpers import model_of, tokens_of
+from tests.helpers import model_of, shake, tokens_of
+from tests.runs import micro, quick
 
 ROWS, STEPS = 12, 2  # rows of a step on all ranks together; steps
 
@@ -33,12 +39,12 @@ def fresh() -> LanguageModel:
     return model_of("mla-rope", torch.float64).train()
 
 
-def train(model, optimizer: str, rule: str, rank: int = 0, world: int = 1, micro_batches: int = 1, group=None):
+def train(model, optimizer: str, rule: str, rank: int = 0, size: int = 1, micro_batches: int = 1, **balanced):
     """(losses, loads of each step, biases, weights) of a short training with every kind of loss."""
-    settings = TrainConfig(batch_size=ROWS // world, micro_batches=micro_batches, switch_loss=0.5, z_loss=0.1, clip=1.0)
-    optimizers, balancer = make_optimizers(model, optimizer, 1e-2), Balancer(model, rule, group=group)
+    settings = TrainConfig(batch_size=ROWS // size, micro_batches=micro_batches, switch_loss=0.5, z_loss=0.1, clip=1.0)
+    optimizers, balancer = make_optimizers(model, optimizer, 1e-2), Balancer(model, rule, **balanced)
     losses, loads = [], []
-    for batch in batches(rank, world):
+    for batch in batches(rank, size):
         loss, _ = train_step(model, optimizers, balancer, batch, 1e-2, settings)
         losses.append(loss)
         loads.append(torch.stack(balancer.counts))
@@ -101,18 +107,123 @@ def wide(mesh, rank: int, world: int, routers_first: bool) -> dict:
     )
 
 
+def together(world: World) -> dict:
+    """What each rank hears of a world."""
+    last = world.rank == world.size - 1
+    return dict(
+        ranks=[world.rank, world.size],
+        sum=world.sum(torch.tensor([1, 10**world.rank])),
+        alone=ALONE.sum(torch.tensor([1, 10**world.rank])),
+        any=[world.any(last), world.any(True), world.any(False)],
+        mesh=[world.mesh.size(), world.mesh.get_local_rank()],
+    )
+
+
+E = 6  # experts of `layer`, which 2 and 3 ranks can share
+
+
+def layer() -> tuple[MixtureOfExperts, torch.Tensor]:
+    """(a layer, seven sequences)"""
+    moe = shake(MixtureOfExperts(d_model=8, n_experts=E, top_k=2, d_expert=5, dtype=torch.float64))
+    return moe, torch.randn(7, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def passed(moe: MixtureOfExperts, x: torch.Tensor) -> dict:
+    """The output and all gradients."""
+    x = x.clone().requires_grad_()
+    out = moe(x)
+    out.square().sum().backward()
+    grads = dict(w_in=moe.experts.w_in.grad, w_out=moe.experts.w_out.grad, router=moe.router.weight.grad)
+    return dict(out=out.detach(), x=x.grad, **grads)
+
+
+class AllToAll:
+    """A dispatcher over ranks, of which each holds E / size experts."""
+
+    def __init__(self, expert: torch.Tensor):
+        size = dist.get_world_size()
+        leaving = torch.bincount(expert, minlength=E).view(size, -1)  # rows to each rank, by its experts
+        coming = torch.empty_like(leaving)
+        dist.all_to_all_single(coming, leaving)
+        self.counts = coming.sum(0)
+        self.leaving, self.coming = leaving.sum(1).tolist(), coming.sum(1).tolist()
+        expert = torch.arange(E // size).repeat(size).repeat_interleave(coming.flatten())
+        self.order = expert.argsort(stable=True)  # rows come by rank and are wanted by expert
+
+    def dispatch(self, rows):
+        came = rows.new_empty(sum(self.coming), rows.shape[1])
+        dist.all_to_all_single(came, rows.contiguous(), self.coming, self.leaving)
+        return came[self.order]
+
+    def combine(self, rows):
+        by_rank = torch.empty_like(rows)
+        by_rank[self.order] = rows
+        back = rows.new_empty(sum(self.leaving), rows.shape[1])
+        dist.all_to_all_single(back, by_rank, self.leaving, self.coming)
+        return back
+
+
+def spread(world: World, idle: bool) -> dict:
+    """A layer whose experts are spread over the ranks, each with sequences of its own; `idle`: rank 0 has none."""
+    moe, x = layer()
+    routed = moe.experts
+    routed.w_in, routed.w_out = (nn.Parameter(w.chunk(world.size)[world.rank]) for w in (routed.w_in, routed.w_out))
+    routed.dispatcher = AllToAll
+    parts = [x[:0], *x.tensor_split(world.size - 1)] if idle else x.tensor_split(world.size)
+    return passed(moe, parts[world.rank])
+
+
+def trained(data: str, out: str, world: World = ALONE, resume: bool = False) -> dict:
+    """What `moemla.train` reported and learnt, in float64."""
+    settings = quick(6, batch_size=6, micro_batches=2, switch_loss=0.5, z_loss=0.1, clip=0.5, log_every=2)
+    rows = []
+    torch.set_default_dtype(torch.float64)
+    try:
+        how = dict(resume=resume, validate_every=4, on_progress=rows.append, world=world)
+        model = moemla.train(micro(), settings, data, out, **how)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+    return dict(rows=[asdict(row) for row in rows], weights=weights)
+
+
+def stopped(data: str, out: str, world: World) -> str:
+    """What the interruption says when a signal reaches the last rank alone, in step 3."""
+    step, signals = training.train_step, iter([False, False, world.rank == world.size - 1])
+
+    def signalled(*how):
+        if next(signals, False):
+            signal.raise_signal(signal.SIGINT)
+        return step(*how)
+
+    training.train_step = signalled
+    try:
+        trained(data, out, world)
+    except KeyboardInterrupt as stop:
+        return str(stop)
+    finally:
+        training.train_step = step
+
+
 def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     try:
         alone = [dist.new_group([one]) for one in range(world)]
-        mesh = init_device_mesh("cpu", (world,))
-        out = dict(sums=sums(fresh(), rank, world))
-        wrapped = DistributedDataParallel(fresh())
+        here = World.current()
+        mesh = here.mesh
+        out = dict(sums=sums(fresh(), rank, world), together=together(here))
+        wrapped = here.wrap(fresh())
         out["ddp"] = train(wrapped, "muon", "sign", rank, world, micro_batches=2)
         unwrapped(wrapped).save(f"{folder}/ddp-{rank}")
         out["story"] = moemla.generate(wrapped, torch.tensor([[3, 4]]), 5)
         out["own group"] = train(fresh(), "muon", "sign", rank, world, group=alone[rank])
+        out["own world"] = train(fresh(), "muon", "sign", rank, world, world=ALONE)
+        out["spread"] = [spread(here, idle) for idle in (False, True)]
+        training.matmul_rate = lambda device, dtype: 1e9  # two that measure at once would wait for each other
+        out["trained"] = trained(f"{folder}/data", f"{folder}/run-{rank}", here)
+        out["stopped"] = stopped(f"{folder}/data", f"{folder}/run", here)
+        out["resumed"] = trained(f"{folder}/data", f"{folder}/run", here, resume=True)
         model = sharded(fresh(), mesh)
         out["fsdp"] = train(model, "muon", "sign", rank, world, micro_batches=2)
         model.save(f"{folder}/fsdp")

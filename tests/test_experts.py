@@ -1,6 +1,8 @@
 """Routed experts: every back end against three nested loops, in output and in every gradient."""
 
 import math
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -306,3 +308,62 @@ def test_module(activation):
     x, _, _, index, gate = example()
     close(layer(x, index, gate), by_loops(x, layer.w_in, layer.w_out, index, gate, activation), 1e-13)
     assert Experts(d_model=5, n_experts=7, d_expert=6, device="meta", dtype=torch.bfloat16).w_in.dtype == torch.bfloat16
+
+
+# --- dispatch, compute, combine -------------------------------------------------------------------
+
+
+class Part:
+    """Of all experts only those from `first` to before `last` are here; the rows of the others come back as zeros."""
+
+    def __init__(self, expert, first, last):
+        self.here = (expert >= first) & (expert < last)
+        self.counts = torch.bincount(expert[self.here] - first, minlength=last - first)
+
+    def dispatch(self, rows):
+        return rows[self.here]
+
+    def combine(self, rows):
+        return rows.new_zeros(len(self.here), rows.shape[1]).index_put((self.here,), rows)
+
+
+class Reordered:
+    """The experts stand in another order here: `order` (E,) says which stands where."""
+
+    def __init__(self, expert, order):
+        place = order.argsort()[expert]
+        self.order = place.argsort(stable=True)
+        self.counts = torch.bincount(place, minlength=len(order))
+
+    def dispatch(self, rows):
+        return rows[self.order]
+
+    def combine(self, rows):
+        return torch.empty_like(rows).index_put((self.order,), rows)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("case", ["plain", "62 experts", "one token", "no token for some", "all to one"])
+@pytest.mark.parametrize("dispatcher", ["halves", "reordered"])
+def test_a_dispatcher_from_outside_changes_nothing(dispatcher, case, activation):
+    """Two halves of the experts, each with its own weights, add up to the whole; and the order of experts is free."""
+    x, w_in, w_out, index, gate = example(activation=activation, **CASES[case])
+    leaves, n_experts = (x, w_in, w_out, gate), len(w_in)
+    if dispatcher == "halves":
+        out, edges = 0.0, (0, n_experts // 2, n_experts)
+        for first, last in pairwise(edges):
+            some = partial(Part, first=first, last=last)
+            out = out + experts(x, w_in[first:last], w_out[first:last], index, gate, "auto", activation, some)
+    else:
+        order = torch.randperm(n_experts)
+        out = experts(x, w_in[order], w_out[order], index, gate, "grouped", activation, partial(Reordered, order=order))
+    wanted = experts(x, w_in, w_out, index, gate, "loop", activation)
+    close(out, wanted, 1e-12)
+    for ours, oracle in zip(gradients(out, leaves), gradients(wanted, leaves), strict=True):
+        close(ours, oracle, 1e-12)
+
+
+def test_a_dispatcher_needs_rows():
+    x, w_in, w_out, index, gate = example()
+    with pytest.raises(ValueError, match=r"backend='masked': a dispatcher needs 'grouped' \(or 'auto'\)"):
+        experts(x, w_in, w_out, index, gate, "masked", dispatcher=partial(Part, first=0, last=7))
