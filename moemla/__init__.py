@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         balancing as balancing,
         bench as bench,
         cache as cache,
+        cells as cells,
         checkpoint as checkpoint,
         checks as checks,
         cli as cli,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moemla import complexity, kernels, results
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
+from moemla.cells import Cell
 from moemla.config import ModelConfig, require
 from moemla.devices import default_device, usable_device
 from moemla.experts import BACKENDS, Experts, experts
@@ -376,13 +377,17 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
     found = limits(device, dtype)
     measures = dict(products_flops_per_second=found.products, operation_seconds=found.operation)
     measures |= dict(rows=[asdict(row) for row in rows])
-    settings = dict(what=what, device=device) | chosen | dict(config=config.to_dict())
     origin = results.provenance(time.perf_counter() - begin)
     if chosen["against"]:
         origin["transformers"] = importlib.metadata.version("transformers")
-    kind = torch.device(device).type
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}-{kind}")
-    return results.Result("bench", name, settings, measures, origin)
+    return results.of(cell_of(what, device, config, chosen), measures, origin)
+
+
+def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any]) -> Cell:
+    """A bench as a cell: what was measured of which model, and all options. Built in chapter 14."""
+    arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}")
+    tags = dict(arm=arm, what=what, device=device) | chosen
+    return Cell(experiment="bench", scale=torch.device(device).type, tags=tags, model=config)
 
 
 def _config(chosen: dict) -> ModelConfig:

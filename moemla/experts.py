@@ -277,7 +277,7 @@ def _fused(x, w_in, w_out) -> bool:
 def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
     """The fastest back end for these shapes: "masked", "grouped", "gather" or "triton". Built in chapter 6.
 
-    On a CPU the rule was fitted to results/bench.moe-*.json. On a GPU it is arithmetic until it is measured there:
+    On a CPU the rule was fitted to results/bench/cpu/moe-*.json. On a GPU it is arithmetic until it is measured there:
     `masked` does E/A times the products, `grouped` moves each row A times; kernels, where they are enabled, need
     FULL_TILE rows for each expert on average, or `masked` wins.
     """

@@ -1,40 +1,48 @@
-"""Measured results: one JSON file a run with its provenance, and the runner that can be cut and continued.
+"""Measured results: one JSON file a run with its provenance, in folders by experiment and scale.
 
-A file is named EXPERIMENT.NAME.json and is complete or absent: it is written under a temporary name, synced
-and renamed. A run that was killed repeats only the cell it was in. Nothing that names a person or a machine
-is kept: no host, no user, no absolute path.
-
-A cell is known by its settings, the hash of its data, the rate's floor and the warm-up among them (`IDENTITY`). Older
-files have these three among their measures only; reading completes their settings.
+`results/EXPERIMENT/SCALE/NAME.json` holds the run that its path says: the name follows from the settings (`cells`). A
+file is complete or absent: it is written under a temporary name, synced and renamed. Nothing that names a person or a
+machine is kept: no host, no user, no absolute path. `table.csv` beside the files has a row a run, to read and to diff.
 """
 
-import hashlib
+import csv
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moemla import cells
+from moemla.cells import Cell, differences, key_of, leaves, name_of
 from moemla.errors import DataError, MoemlaError
 from moemla.files import replacing, why
 
-SCHEMA = 1
-WORK = ".work"  # scratch folders of unfinished cells
-IDENTITY = ("data_hash", "min_lr", "warmup")
+SCHEMA = 2
+FOLDER = "results"
+TABLE = "table.csv"
 PROVENANCE = ("moemla", "git", "date", "python", "torch", "machine", "seconds", "command")
-_EXPERIMENT = re.compile(r"[a-z0-9][a-z0-9-]*")  # no dot: the first dot of a file name ends it
+SETTINGS = ("scale", "data", "tags", "model", "train")
+FIRST = ("nats_per_token", "bits_per_byte", "seconds")  # columns of a table, before the other measures
+# What a comparison may be over, where it is more than one setting.
+_FORM = ("attention", "n_kv_heads", "latent_dim", "d_nope", "d_rope", "d_value", "cache", "positions", "rope_layout")
+_WIDTHS = ("ffn", "d_ff", "n_experts", "n_shared", "top_k", "d_expert")
+QUESTIONS = {
+    "arm": ("tags.arm", "tags.variant"),
+    "variant": ("tags.arm", "tags.variant", *(f"model.{name}" for name in _FORM + _WIDTHS)),
+    "lr": ("train.lr", "train.min_lr"),
+    "seed": ("train.seed",),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ABSOLUTE = re.compile(r"(?:(?<=^)|(?<=[\s=:,'\"]))(?:~?/(?!/)|[A-Za-z]:[\\/](?!/))(?:[^\s,'\"]*[\\/])?(?=[\w.])")
 _ABOVE = re.compile(r"(?:\.\./)+(?:[^\s,'\"/]+/)*(?=[\w.])")
@@ -48,9 +56,10 @@ class ResultError(MoemlaError):
 class Result:
     """One run: what was set, what was measured, and where it came from. Built in chapter 15.
 
-    `settings` and `measures` hold plain JSON values; measures are finite numbers, booleans, strings, or
-    lists and mappings of these. `provenance` has the entries of `PROVENANCE`; `git` is None outside a
-    repository.
+    `settings` are those of its `Cell`, whose name and key are `name` and `key`. `measures` hold finite numbers,
+    booleans, strings, or lists and mappings of these. `provenance` has the entries of `PROVENANCE`; `git` is None
+    outside a repository; `before` has the name and the settings of a file that was moved. Files of schema 1 have no
+    key, and settings of their experiment's own.
     """
 
     experiment: str
@@ -58,130 +67,201 @@ class Result:
     settings: dict[str, Any]
     measures: dict[str, Any]
     provenance: dict[str, Any]
+    key: str = ""
     schema: int = SCHEMA
 
+    def holds(self, where: Mapping[str, Any]) -> bool:
+        """Whether its settings have these values, by dotted names ("tags.arm", "train.lr"). Built in chapter 15."""
+        held = dict(leaves(self.settings))
+        return all(name in held and held[name] == value for name, value in where.items())
 
-def cell_key(settings: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name a cell's settings, whatever their order. Built in chapter 15."""
-    text = json.dumps(_plain(settings, "settings"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+def of(cell: Cell, measures: Mapping[str, Any], origin: Mapping[str, Any]) -> Result:
+    """The result of a cell. Built in chapter 15."""
+    measures, origin = _plain(measures, "measures"), _plain(origin, "provenance")
+    return Result(cell.experiment, cell.name, _plain(cell.settings, "settings"), measures, origin, cell.key)
+
+
+def path_of(result: Result | Cell, folder: str | Path) -> Path:
+    """Where a result lies: FOLDER/EXPERIMENT/SCALE/NAME.json. Built in chapter 15."""
+    return Path(folder) / result.experiment / result.settings["scale"] / f"{result.name}.json"
 
 
 def validate(data: Any, source: str = "result") -> Result:
-    """The `Result` in a decoded JSON object, or `ResultError` with what is wrong in `source`.
+    """The `Result` in a decoded JSON object, all of it looked at; `ResultError` with what is wrong in `source`.
 
     Built in chapter 15.
     """
-
-    def require(condition: bool, problem: str) -> None:
-        if not condition:
-            raise ResultError(f"{source}: {problem}; move it out of the results folder or run it again")
-
-    require(isinstance(data, dict), "is not a result of moemla: a JSON object was expected")
-    wanted = {field.name for field in fields(Result)}
-    for problem, names in (("lacks", wanted - set(data)), ("has unknown", set(data) - wanted)):
-        require(not names, f"is not a result of moemla: it {problem} {', '.join(sorted(names))}")
-    schema = data["schema"]
-    require(schema == SCHEMA, f"has schema {schema!r}; this version reads {SCHEMA}")
-    for field, pattern in (("experiment", _EXPERIMENT), ("name", _NAME)):
-        value = data[field]
-        fits = isinstance(value, str) and pattern.fullmatch(value)
-        require(bool(fits), f"{field}={value!r} does not match {pattern.pattern}")
-    for field in ("settings", "measures", "provenance"):
-        require(isinstance(data[field], dict), f"{field} is not an object")
-    missing = [name for name in PROVENANCE if name not in data["provenance"]]
-    require(not missing, f"its provenance lacks {', '.join(missing)}")
+    result = _result(data, source)
     for path, value in _leaves(data):
         finite = not isinstance(value, float) or math.isfinite(value)
-        require(finite, f"{path} is {value}; leave out what diverged and say so with a measure diverged=true")
+        _require(finite, source, f"{path} is {value}; leave out what diverged and say so with a measure diverged=true")
         private = isinstance(value, str) and not path.startswith("measures") and _ABSOLUTE.search(value)
-        require(not private, f"{path} holds an absolute path: {value!r}")
-    return Result(**data | {"settings": _completed(data["settings"], data["measures"])})
+        _require(not private, source, f"{path} holds an absolute path: {value!r}")
+    return result
 
 
-def _completed(settings: dict[str, Any], measures: dict[str, Any]) -> dict[str, Any]:
-    """The settings, with those of `IDENTITY` that only the measures hold."""
-    training = measures.get("training")
-    held = measures | (training if isinstance(training, dict) else {})
-    return settings | {name: held[name] for name in IDENTITY if name in held and name not in settings}
+def _require(condition: Any, source: str, problem: str) -> None:
+    if not condition:
+        raise ResultError(f"{source}: {problem}; move it out of the results folder or run it again")
+
+
+def _result(data: Any, source: str) -> Result:
+    """What every reading looks at: the shape, and that name and key are those of the settings."""
+    _require(isinstance(data, dict), source, "is not a result of moemla: a JSON object was expected")
+    older = data.get("schema") == 1
+    wanted = _FIELDS - {"key"} if older else _FIELDS
+    for problem, names in (("lacks", wanted - data.keys()), ("has unknown", data.keys() - wanted)):
+        _require(not names, source, f"is not a result of moemla: it {problem} {', '.join(sorted(names))}")
+    schema, settings = data["schema"], data["settings"]
+    _require(older or schema == SCHEMA, source, f"has schema {schema!r}; this version reads {SCHEMA}")
+    for name, pattern in (("experiment", cells.EXPERIMENT), ("name", _NAME)):
+        fits = isinstance(data[name], str) and pattern.fullmatch(data[name])
+        _require(fits, source, f"{name}={data[name]!r} does not match {pattern.pattern}")
+    for name in ("settings", "measures", "provenance"):
+        _require(isinstance(data[name], dict), source, f"{name} is not an object")
+    missing = [name for name in PROVENANCE if name not in data["provenance"]]
+    _require(not missing, source, f"its provenance lacks {', '.join(missing)}")
+    if older:
+        return Result(**data)
+    _require(settings.keys() == set(SETTINGS), source, f"its settings are not {', '.join(SETTINGS)}")
+    try:
+        name, key = name_of(settings), key_of(data["experiment"], settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultError(f"{source}: its settings are not those of a cell ({error!r}); run it again") from error
+    _require(data["name"] == name, source, f"is called {data['name']}, and its settings are those of {name}")
+    _require(data["key"] == key, source, f"has the key {data['key']}, and its settings have {key}")
+    return Result(**data)
+
+
+_FIELDS = {field.name for field in fields(Result)}
 
 
 def write(result: Result, folder: str | Path) -> Path:
-    """Write one result, whole or not at all; returns its path. A file of the same name and settings is replaced.
+    """Write one result, whole or not at all; returns its path. A file of the same cell is replaced.
 
-    ResultError where the one that is there was made with others. Built in chapter 15.
+    ResultError where a file of that name has other settings. Built in chapter 15.
     """
     data = _plain(asdict(result), "result")
-    validate(data, f"result {result.experiment}.{result.name}")
+    validate(data, f"result {result.experiment} {result.name}")
     text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-    folder = Path(folder)
-    path = folder / f"{result.experiment}.{result.name}.json"
+    path = path_of(result, folder)
     if path.exists():
-        old, new = read(path).settings, data["settings"]
-        for name in [name for name in new if name in old and not isinstance(new[name], dict)]:
-            if old[name] != new[name]:
-                said = f"{name}={old[name]!r}, this one with {name}={new[name]!r}"
-                raise ResultError(f"{path} was measured with {said}: name another folder, or delete it")
+        same(read(path), result.settings, path)
+    _write(path, text)
+    return path
+
+
+def same(result: Result, settings: Mapping[str, Any], path: str | Path) -> None:
+    """ResultError, naming a setting, where a result has others than a cell of its name. Built in chapter 15."""
+    for name, (was, now) in differences(result.settings, settings).items():
+        said = f"{name}={was!r}, this one with {name}={now!r}"
+        raise ResultError(f"{path} was measured with {said}: name another folder, or delete it")
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(text.encode())
     except OSError as error:
         raise ResultError(f"cannot write {path}: {why(error)}") from error
     except DataError as error:
         raise ResultError(str(error)) from error
-    return path
 
 
 def read(path: str | Path) -> Result:
-    """One result file, validated. Built in chapter 15."""
-    path = Path(path)
+    """One result file. ResultError where it is not one, or not the one that its path says. Built in chapter 15."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = json.loads(file.read(), parse_constant=_no_number)
     except OSError as error:
         raise ResultError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # JSON and UTF-8 errors alike
         raise ResultError(f"{path} is not JSON ({error}); delete it and run its experiment again") from error
-    return validate(data, str(path))
+    result = _result(data, str(path))
+    if result.schema == SCHEMA:
+        place = os.path.join(result.experiment, result.settings["scale"], f"{result.name}.json")
+        _require(os.path.abspath(path).endswith(os.sep + place), str(path), f"holds the result of {place}")
+    return result
 
 
-def load(folder: str | Path, experiment: str | None = None, missing_ok: bool = False) -> list[Result]:
-    """All results of a folder, or of one experiment in it, in the order of their names.
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def load(
+    folder: str | Path, experiment: str | None = None, scale: str | None = None, missing_ok: bool = False
+) -> list[Result]:
+    """All results of a folder, or of one experiment, or of one scale, in the order of their paths.
 
     Where there are none, one line says where they are expected (`ResultError`), unless missing_ok. Built in chapter 15.
     """
-    pattern = f"{experiment}.*.json" if experiment else "*.json"
-    paths = sorted(path for path in Path(folder).glob(pattern) if not path.name.startswith("."))
+    paths = sorted(_paths(Path(folder), experiment, scale))
+    if not paths:
+        old = sorted(path.name for path in Path(folder).glob("*.*.json"))
+        if old:
+            raise ResultError(
+                f"{folder} has results of an older moemla ({old[0]}): python -m tools.move_results {folder}"
+            )
     if not paths and not missing_ok:
+        of_what = f" of {experiment}" if experiment else ""
         raise ResultError(
-            f"{folder} holds no results{f' of {experiment}' if experiment else ''}: those of the book lie in results/ "
-            "beside book/; start there, or name that folder"
+            f"{folder} holds no results{of_what}{f' at scale {scale}' if scale else ''}: those of the book lie in "
+            "results/ beside book/; start there, or name that folder"
         )
     return [read(path) for path in paths]
 
 
-def comparable(results: Iterable[Result], differ_in: Iterable[str] = ("seed",)) -> list[Result]:
-    """The results, if their settings differ in `differ_in` and in nothing else; if not, `ResultError` names what.
-
-    Asked before a mean or a comparison: runs on another text, of another length or with another warm-up measure
-    something else. Built in chapter 15.
-    """
-    results, differ_in, seen = list(results), set(differ_in), {}
-    for result in results:
-        twin = seen.setdefault(cell_key(result.settings), result)
-        if twin is not result:
-            raise ResultError(
-                f"{twin.name} and {result.name} of {result.experiment} are one cell: delete one of the two"
+def _paths(folder: Path, experiment: str | None, scale: str | None) -> Iterator[str]:
+    for above in _folders(folder, experiment):
+        for inside in _folders(above, scale):
+            yield from (
+                entry.path
+                for entry in os.scandir(inside)
+                if entry.name.endswith(".json") and not entry.name.startswith(".")
             )
-    for result in results[1:]:
-        first, other = results[0].settings, result.settings
-        for name in sorted({*first, *other} - differ_in):
-            if first.get(name) != other.get(name):
+
+
+def _folders(folder: Path, name: str | None) -> Iterator[Path]:
+    if name is not None:
+        yield from (path for path in [folder / name] if path.is_dir())
+    elif folder.is_dir():
+        yield from (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def comparable(*runs: Result, differ_in: Iterable[str]) -> list[Result]:
+    """The runs, if their settings differ in `differ_in` and in nothing else; if not, `ResultError` names what.
+
+    Asserted before a mean and under every table: runs on another text, of another length or with another warm-up
+    measure something else. differ_in: names of settings ("train.lr", "tags.text") or of `QUESTIONS`; where it has "lr",
+    the rate's floor stays the same share of it. Settings that came later than a run are completed. Built in chapter 15.
+    """
+    differ_in = set(differ_in)
+    allowed = {setting for name in differ_in for setting in QUESTIONS.get(name, (name,))}
+    seen: dict[str, Result] = {}
+    for run in runs:
+        twin = seen.setdefault(run.key, run)
+        if twin is not run:
+            raise ResultError(f"{twin.name} of {run.experiment} stands there twice, and would count twice")
+        apart = differences(_scaled(runs[0], differ_in), _scaled(run, differ_in))
+        if run.experiment != runs[0].experiment:
+            apart["experiment"] = (runs[0].experiment, run.experiment)
+        for name, (one, other) in apart.items():
+            if name not in allowed:
                 raise ResultError(
-                    f"results of {result.experiment} with {name}={first.get(name)!r} and {name}={other.get(name)!r} "
-                    "are no runs of one kind: choose those of one, or keep them in folders of their own"
+                    f"results of {run.experiment} with {name}={one!r} and {name}={other!r} are no runs of one kind: "
+                    "choose those of one"
                 )
-    return results
+    return list(runs)
+
+
+def _scaled(run: Result, differ_in: set[str]) -> dict[str, Any]:
+    """The settings; the rate's floor as its share of the rate, where the rate may differ."""
+    train = run.settings["train"]
+    if train is None or "lr" not in differ_in:
+        return run.settings
+    return run.settings | {"train": train | {"floor": round(train["min_lr"] / train["lr"], 6)}}
 
 
 def folder_for(scale: str, folder: str | Path | None = None) -> Path:
@@ -191,62 +271,33 @@ def folder_for(scale: str, folder: str | Path | None = None) -> Path:
     """
     if folder is not None:
         return Path(folder)
-    return Path(tempfile.mkdtemp(prefix="moemla-smoke-")) if scale == "smoke" else Path("results")
+    return Path(tempfile.mkdtemp(prefix="moemla-smoke-")) if scale == "smoke" else Path(FOLDER)
 
 
-def run_cells(
-    experiment: str,
-    cells: Iterable[Mapping[str, Any]],
-    work: Callable[[dict[str, Any], Path], Mapping[str, Any]],
-    folder: str | Path,
-    report: Callable[[int, int, Result, bool], None] | None = None,
-) -> list[Result]:
-    """Run the cells of an experiment that have no result yet; results of all of them, in order.
+def table(runs: Iterable[Result]) -> str:
+    """The runs as CSV, a row each by name: arm, rate, seed, text, and what was measured as a number.
 
-    `work(settings, scratch)` returns the measures. `scratch` is a folder of the cell's own, kept until its
-    result is written, so that a cell which was cut may go on from what it left there. A cell is found by
-    its settings, which hold whatever decides its result; to repeat one, delete its file.
-    `report(index, total, result, was_there)` is called after each cell. Provenance counts the `attempts`;
-    its `seconds` are those of the attempt that finished. Built in chapter 15.
+    Built in chapter 15.
     """
-    cells = [_plain(cell, "settings") for cell in cells]
-    keys = [cell_key(cell) for cell in cells]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            raise ValueError(f"cells: {cells[index]} stands twice, at {keys.index(key)} and {index}; each cell once")
-    folder = Path(folder)
-    done = {cell_key(result.settings): result for result in load(folder, experiment, missing_ok=True)}
-    results = []
-    for index, (key, cell) in enumerate(zip(keys, cells, strict=True)):
-        if was_there := key in done:
-            result = done[key]
-        else:
-            result = _run_cell(experiment, key, cell, work, folder)
-        shutil.rmtree(folder / WORK / f"{experiment}.{key}", ignore_errors=True)
-        results.append(result)
-        if report:
-            report(index, len(cells), result, was_there)
-    return results
+    rows = []
+    for run in sorted(runs, key=lambda run: run.name):
+        tags, train = run.settings["tags"], run.settings["train"] or {}
+        row = dict(arm=tags["arm"], lr=train.get("lr"), seed=train.get("seed"), text=tags.get("text", cells.BUILTIN))
+        rows.append(row | {name: value for name, value in run.measures.items() if isinstance(value, int | float)})
+    measured = {name for row in rows for name in row} - {"arm", "lr", "seed", "text", *FIRST}
+    file = io.StringIO()
+    columns = ["arm", "lr", "seed", "text", *FIRST, *sorted(measured)]
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
-def _run_cell(experiment: str, key: str, cell: dict[str, Any], work: Callable, folder: Path) -> Result:
-    scratch = folder / WORK / f"{experiment}.{key}"
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        starts = scratch / ".starts"
-        with starts.open("a") as file:
-            file.write("start\n")
-        attempts = len(starts.read_text().splitlines())
-    except OSError as error:
-        raise ResultError(f"cannot work in {scratch}: {error.strerror}") from error
-    begin = time.perf_counter()
-    measures = dict(work(dict(cell), scratch))
-    origin = provenance(time.perf_counter() - begin) | {"attempts": attempts}
-    values = "-".join(str(v) for k, v in cell.items() if isinstance(v, str | int | float) and k not in IDENTITY)
-    label = re.sub(r"[^A-Za-z0-9.]+", "-", values)[:80].strip("-.")
-    result = Result(experiment, f"{label}-{key}".lstrip("-"), cell, measures, origin)
-    write(result, folder)
-    return Result(**_plain(asdict(result), "result"))
+def write_table(runs: Iterable[Result], folder: str | Path) -> None:
+    """Writes `table` beside the files of these runs, of one experiment and scale. Built in chapter 15."""
+    runs = list(runs)
+    if runs:
+        _write(path_of(runs[0], folder).with_name(TABLE), table(runs))
 
 
 # Where a result comes from.

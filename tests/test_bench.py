@@ -117,7 +117,7 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("decode length=8 batch=1") and out.count("*") == 1
     (result,) = results.load(tmp_path, "bench")
-    assert result.settings["config"]["d_model"] == 128
+    assert result.settings["model"]["d_model"] == 128 and result.name == "attention-tiny-8-float32"
     assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
     assert main([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measures"]["rows"]
@@ -128,17 +128,17 @@ def test_a_bench_of_other_settings_does_not_replace_the_one_that_is_there(tmp_pa
     assert main(call) == main(call) == 0
     (before,) = results.load(tmp_path, "bench")
     assert main([*call, "--batch-size", "2"]) == 1
-    assert "batch_size=None, this one with batch_size=2" in capsys.readouterr().err
+    assert "tags.batch_size=None, this one with tags.batch_size=2" in capsys.readouterr().err
     assert results.load(tmp_path, "bench") == [before]
 
 
 MEASURED = [pytest.param(result, id=result.name) for result in results.load(ROOT / "results", "bench", missing_ok=True)]
 
 
-@pytest.mark.parametrize("result", [p for p in MEASURED if p.values[0].settings["what"] == "moe"])
+@pytest.mark.parametrize("result", [p for p in MEASURED if p.values[0].settings["tags"]["what"] == "moe"])
 def test_auto_takes_what_was_measured_to_be_fast(result):
     """On the machine of results/bench.moe-*: never half as slow again as the best, near it on the whole."""
-    config, lost = ModelConfig.from_dict(result.settings["config"]), []
+    config, lost = ModelConfig.from_dict(result.settings["model"]), []
     cases = {}
     for row in result.measures["rows"]:
         if row["case"].startswith("routed"):
@@ -161,10 +161,11 @@ def test_the_readme_tells_what_was_measured():
     told = 0
     for param in MEASURED:
         result = param.values[0]
-        if result.settings["what"] in ("train", "decode") and result.settings["against"]:
+        tags = result.settings["tags"]
+        if tags["what"] in ("train", "decode") and tags["against"]:
             rate = {row["program"]: f"{row['tokens'] / row['seconds']:,.0f}" for row in result.measures["rows"]}
-            size, ours = result.settings["size"], rate.get("ours auto", rate.get("ours"))
-            verb = "training" if result.settings["what"] == "train" else "decoding"
+            size, ours = tags["size"], rate.get("ours auto", rate.get("ours"))
+            verb = "training" if tags["what"] == "train" else "decoding"
             line = next(line for line in text.splitlines() if line.startswith("|") and verb in line and size in line)
             cells = [cell.strip() for cell in line.split("|")[2:5]]
             assert cells == [ours, rate.get("ours compiled", ""), rate["transformers"]]

@@ -57,15 +57,19 @@ def ledger() -> str:
     return textwrap.fill(sentence, 128)
 
 
-def ten_minutes() -> str:
-    """The two runs of `moemla experiment ten-minutes`, the newest of each."""
+def measured_here(experiment: str | None = None) -> list[Any]:
+    """What pages speak of: results of complete experiments. A run that ends in the night makes no page stale."""
     from moemla import results
+    from moemla.experiments.runner import finished
 
+    return [run for run in finished(results.load(RESULTS, experiment)) if run.settings["scale"] != "smoke"]
+
+
+def ten_minutes() -> str:
+    """The two runs of `moemla experiment ten-minutes`."""
     lines, changed = [], False
     for data, text in (("builtin", "On {n} CPU cores"), ("files", "On real TinyStories")):
-        runs = [r for r in results.load(RESULTS, "ten-minutes") if r.settings["data"] == data]
-        longest = max(r.settings["steps"] for r in runs)  # not a smoke run
-        run = max((r for r in runs if r.settings["steps"] == longest), key=lambda r: r.provenance["date"])
+        (run,) = (r for r in measured_here("ten-minutes") if r.holds({"scale": "cpu", "tags.text": data}))
         counted = run.measures["counted_bits_per_byte"]["4"]
         changed |= bool(run.provenance["git"] and run.provenance["git"]["dirty"])
         lines.append(
@@ -80,8 +84,6 @@ def ten_minutes() -> str:
 
 def benches() -> str:
     """Tokens per second beside transformers."""
-    from moemla import results
-
     cases = [
         ("training, tiny (V 4,096, experts 64 wide)", "train", "tiny", 64, "ours auto"),
         ("training, XS (V 50,257, experts 128 wide)", "train", "XS", 128, "ours auto"),
@@ -89,10 +91,10 @@ def benches() -> str:
         ("decoding one sequence, XS", "decode", "XS", 128, "ours"),
     ]
     out = ["| tokens per second | moemla | compiled | transformers |", "|---|---|---|---|"]
-    found = [r for r in results.load(RESULTS, "bench") if r.settings["device"] == "cpu"]
+    found = [r for r in measured_here("bench") if r.settings["scale"] == "cpu"]
     for label, what, size, width, program in cases:
-        wanted = {"what": what, "size": size, "d_expert": width}
-        result = max((r for r in found if wanted.items() <= r.settings.items()), key=lambda r: r.provenance["date"])
+        wanted = {"tags.what": what, "tags.size": size, "tags.d_expert": width}
+        (result,) = (r for r in found if r.holds(wanted))
         speed = {row["program"]: row["tokens"] / row["seconds"] for row in result.measures["rows"]}
         shown = [f"{speed[name]:,.0f}" if name in speed else "" for name in (program, "ours compiled", "transformers")]
         out.append(f"| {label} | {' | '.join(shown)} |")
@@ -105,17 +107,16 @@ def latent_cost() -> str:
 
     import numpy as np
 
-    from moemla import results
     from moemla.evaluation import mean_interval
-    from moemla.experiments import chapter05
+    from moemla.experiments import latent_cost
     from moemla.paper import claims
 
     ledger = {claim.id: claim for claim in claims.load_claims()}
     nats = {
         name: math.log(claims.printed_number(ledger[f"T2-{name}"].printed)[0]) for name in ("mha", "mla", "mla-rope")
     }
-    measured = [r for r in results.load(RESULTS, "chapter05") if r.settings.get("stories") is None]
-    runs = {data: chapter05.seeds_of(measured, data) for data in ("builtin", "files")}
+    measured = [r for r in measured_here("latent-cost") if r.settings["scale"] == "cpu"]
+    runs = {data: latent_cost.seeds_of(measured, data) for data in ("builtin", "files")}
 
     def apart(data: str, ours: str, other: str) -> str:
         losses = [np.array([r.measures["nats_per_token"] for r in runs[data][name]]) for name in (ours, other)]
@@ -137,9 +138,7 @@ def latent_cost() -> str:
 
 def machines() -> str:
     """What the files of `results/` were measured on, and the largest model trained."""
-    from moemla import results
-
-    found = results.load(RESULTS)
+    found = measured_here()
     gpus = sorted({gpu for r in found for gpu in r.provenance["machine"]["gpus"] or ()})
     cores = max(r.provenance["machine"]["cores"] for r in found)
     trained = [r.measures["parameters"] for r in found if "parameters" in r.measures]
@@ -153,9 +152,7 @@ def machines() -> str:
 
 def gpu() -> str:
     """Whether a GPU has run the kernels."""
-    from moemla import results
-
-    gpus = sorted({gpu for r in results.load(RESULTS, "bench") for gpu in r.provenance["machine"]["gpus"] or ()})
+    gpus = sorted({gpu for r in measured_here("bench") for gpu in r.provenance["machine"]["gpus"] or ()})
     if gpus:
         return f"What was measured of them on {', '.join(gpus)} is in `results/`. They are off until asked for."
     return (

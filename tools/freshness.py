@@ -1,7 +1,7 @@
 """Is a notebook's output still what its code and the library would give? A fingerprint of both tells.
 
 It covers the notebook's code cells, every moemla module that they use, directly or through other modules, and the
-measured results and the ledger of claims that they read.
+measured results and the rows of the ledger that they read: of results those of complete experiments only.
 Comments and docstrings of the library do not count; neither does the Python version that computes it.
 """
 
@@ -12,6 +12,8 @@ import hashlib
 import json
 import re
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "moemla"
@@ -128,22 +130,50 @@ def modules_of(notebook, library: Library) -> set[str]:
     return library.closure(used)
 
 
-def files_of(notebook, library: Library) -> list[Path]:
-    """The ledger and the files in results/ that a notebook reads: those of the experiments that its code names.
+def _code(notebook) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
 
-    A notebook with the ledger reads the experiments that the ledger names too; one that reads results and names no
-    experiment, all.
+
+def rows_of(notebook, library: Library) -> dict[str, dict]:
+    """The rows of the ledger that a notebook reads: those that its code names, and what these are computed from.
+
+    As in `moemla claims`, A2 names A2 and all of A2-*; so does f"A2-{...}". A notebook with the ledger that names no
+    row reads all.
     """
-    used = set().union(*map(library.used_by, parse_cells(notebook)))
     ledger = library.package / "paper" / "claims.yml"
-    found = [ledger] if "paper.claims" in used and ledger.exists() else []
-    if not used & {"results", "paper.claims"}:
-        return found
-    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    text += "".join(path.read_text(encoding="utf-8") for path in found)
-    files = sorted((library.package.parent / "results").glob("*.json"))
-    named = [path for path in files if re.search(rf"\b{re.escape(path.name.partition('.')[0])}\b", text)]
-    return [*found, *(named or files)]
+    used = set().union(*map(library.used_by, parse_cells(notebook)))
+    if "paper.claims" not in used or not ledger.exists():
+        return {}
+    rows = {row["id"]: row for row in yaml.safe_load(ledger.read_text(encoding="utf-8"))}
+    words = {word.rstrip("-") for word in re.findall(r"\w+(?:-\w+)*-?", _code(notebook))}
+    todo = [name for name in rows if any("-".join(name.split("-")[:n]) in words for n in range(1, name.count("-") + 2))]
+    read: dict[str, dict] = {}
+    while todo:
+        name = todo.pop().removesuffix(".sd")
+        if name in rows and name not in read:
+            read[name] = rows[name]
+            todo += rows[name].get("of", [])
+    return read or rows
+
+
+def files_of(notebook, library: Library) -> list[Path]:
+    """The files in results/ that a notebook may show: of the experiments that it names, those that are complete.
+
+    Its code names them, or the rows of the ledger that it reads; one that reads results and names no experiment, all.
+    What is not complete yet is no part of a chapter: a run that ends in the night makes no page stale.
+    """
+    from moemla import results
+    from moemla.experiments.runner import finished
+
+    used, rows = set().union(*map(library.used_by, parse_cells(notebook))), rows_of(notebook, library)
+    if "results" not in used and not any("result" in row for row in rows.values()):
+        return []
+    folder = library.package.parent / results.FOLDER
+    text = "\n".join([_code(notebook), *(row["result"]["experiment"] for row in rows.values() if "result" in row)])
+    there = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    named = [name for name in there if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
+    runs = [run for name in named or there for run in results.load(folder, name, missing_ok=True)]
+    return [results.path_of(run, folder) for run in finished(runs)]
 
 
 def fingerprint(notebook, package: Path = PACKAGE) -> str:
@@ -155,6 +185,8 @@ def fingerprint(notebook, package: Path = PACKAGE) -> str:
             digest.update(json.dumps([cell.source, sorted(cell.metadata.get("tags", []))]).encode())
     for module in sorted(modules_of(notebook, library)):
         digest.update(f"{module}\n{dump(library.trees[module])}\n".encode())
+    for _, row in sorted(rows_of(notebook, library).items()):
+        digest.update(json.dumps(row, sort_keys=True).encode())
     for path in files_of(notebook, library):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

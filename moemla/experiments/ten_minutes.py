@@ -5,24 +5,25 @@ sentences of a story are shuffled, how often it gets names, pronouns and objects
 earlier, and how often an eight-word sequence comes back.
 """
 
-import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from moemla.cells import BUILTIN, Cell, model_config, train_config
 from moemla.checkpoint import load
-from moemla.config import ModelConfig, TrainConfig
-from moemla.data import DEFAULT_STORIES, VALID_STORIES, prepare
+from moemla.data import DEFAULT_STORIES, VALID_STORIES
 from moemla.evaluation import agreement_accuracy, bits_per_byte, evaluate, shuffle_sentences
+from moemla.experiments.runner import Text
 from moemla.files import read_json
 from moemla.generation import generate
 from moemla.ngrams import NGram
-from moemla.results import WORK, Result, cell_key, folder_for, run_cells
+from moemla.results import Result
 from moemla.runs import read_metrics
 from moemla.shards import TokenShard
 from moemla.stories import stories
@@ -30,69 +31,71 @@ from moemla.text import read_stories
 from moemla.tokenizer import Tokenizer
 from moemla.training import train
 
-EXPERIMENT = "ten-minutes"
-DEFAULTS = TrainConfig()
-SCALES = {
-    "smoke": dict(steps=20, stories=300, warmup=2, batch_size=4, seq_len=64, scored=8),
-    "cpu": dict(steps=DEFAULTS.steps, stories=None, warmup=DEFAULTS.warmup),
-}
+NAME = "ten-minutes"
+ALONE = True  # it shows what a laptop does with all its cores
 SAMPLES, SAMPLE_TOKENS = 20, 400
-VOCAB_SIZE = 4096
 PROMPT = "Once upon a time"
 
 
-def run(
-    scale: str = "cpu",
-    folder: str | Path | None = None,
-    train_text: str | Path | None = None,
-    valid_text: str | Path | None = None,
-    on_progress=None,
-) -> list[Result]:
-    """Trains `tiny` moe-mla-rope with the defaults and measures it; a result in `folder`. Built in chapter 5.
+@dataclass(frozen=True)
+class Scale:
+    """How large the run is: at full scale as `moemla train` does it by default. Built in chapter 5."""
 
-    On the built-in stories, or on two text files; each text has a result of its own. `folder` is results/ unless given,
-    of smoke a new temporary one. Cut and called again it goes on from its last checkpoint. ValueError for a scale other
-    than smoke and cpu.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale={scale!r}: this experiment has {' and '.join(SCALES)}")
-    size, folder = SCALES[scale], folder_for(scale, folder)
-    data, facts = prepared(folder, size["stories"], train_text, valid_text)
-    cell = dict(data=facts["settings"]["source"], size="tiny", variant="moe-mla-rope", vocab_size=VOCAB_SIZE, **size)
-    cell |= dict(data_hash=facts["hash"], min_lr=DEFAULTS.min_lr)
-
-    def work(settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
-        out = scratch / "run"
-        vocab_size = facts["tokenizer"]["vocab_size"]
-        config = ModelConfig.preset(settings["size"], settings["variant"], vocab_size=vocab_size, max_seq_len=512)
-        set_here = ("steps", "min_lr", "warmup", "batch_size", "seq_len")
-        how = TrainConfig(**{name: settings[name] for name in set_here if name in settings})
-        train(config, how, data, out, resume=True, on_progress=on_progress)
-        return measure(out, data, settings.get("scored")) | {"data_hash": facts["hash"], "training": asdict(how)}
-
-    return run_cells(EXPERIMENT, [cell], work, folder)
+    steps: int = 1000
+    warmup: int = 50
+    batch_size: int = 16
+    seq_len: int = 256
+    stories: int | None = None  # to train on; None: all there are
+    scored: int | None = None  # validation stories; None: all
 
 
-def prepared(
-    folder: Path, stories: int | None, train_text: str | Path | None = None, valid_text: str | Path | None = None
-) -> tuple[Path, dict[str, Any]]:
-    """An experiment's text as tokens: (the work folder that it has to itself, what `prepare` says of it).
-
-    Another text has another folder, so that runs on both may go side by side. Built in chapter 15.
-    """
-    settings: dict[str, Any] = dict(source="files" if train_text else "builtin", stories=stories, vocab_size=VOCAB_SIZE)
-    texts = dict(train=train_text, valid=valid_text)
-    key = cell_key(settings | {split: _digest(path) for split, path in texts.items() if path})
-    shards = folder / WORK / f"data-{settings['source']}-{key}"
-    return shards, prepare(shards, **settings, **texts)
+SCALES = {"smoke": Scale(steps=20, warmup=2, batch_size=4, seq_len=64, stories=300, scored=8), "cpu": Scale()}
 
 
-def _digest(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def cells(scale: str, text: Text) -> list[Cell]:
+    """One run of `tiny` moe-mla-rope. Built in chapter 5."""
+    size, arm = SCALES[scale], "moe-mla-rope"
+    return [
+        Cell(
+            experiment=NAME,
+            scale=scale,
+            data=text.data,
+            tags=dict(arm=arm, variant=arm, text=text.source, scored=size.scored),
+            model=model_config("tiny", arm, vocab_size=text.vocab_size, max_seq_len=512),
+            train=train_config(
+                steps=size.steps,
+                batch_size=size.batch_size,
+                seq_len=size.seq_len,
+                optimizer="muon",
+                lr=1e-2,
+                min_lr=0.0,
+                warmup=size.warmup,
+                seed=0,
+            ),
+        )
+    ]
 
 
-def measure(run: str | Path, data: str | Path, scored: int | None = None) -> dict[str, Any]:
+def work(cell: Cell, text: Text, scratch: Path, progress=None) -> dict[str, Any]:
+    """The run, trained from its last checkpoint on, and measured. Built in chapter 5."""
+    train(cell.model, cell.train, text.folder, scratch / "run", resume=True, on_progress=progress)
+    return figures(scratch / "run", text.folder, cell.tags["scored"])
+
+
+def table(results: Iterable[Result]) -> str:
+    """What was measured, without the stories that were told, as JSON. Built in chapter 5."""
+    shown = [
+        {
+            "name": result.name,
+            "settings": result.settings,
+            "measures": {name: value for name, value in result.measures.items() if name != "samples"},
+        }
+        for result in results
+    ]
+    return "\n".join(json.dumps(one, indent=1) for one in shown)
+
+
+def figures(run: str | Path, data: str | Path, scored: int | None = None) -> dict[str, Any]:
     """All figures of a finished run on prepared data, and twenty stories that it writes. Built in chapter 5.
 
     `scored` stories stand for all, and a few words for a story, where only the road is tried.
@@ -108,7 +111,7 @@ def measure(run: str | Path, data: str | Path, scored: int | None = None) -> dic
     found: dict[str, Any] = {"seconds": last.seconds, "tokens_seen": last.tokens, "final_loss": last.loss}
     found |= scores.to_dict()
     found["counted_bits_per_byte"] = counted(data, facts["splits"]["valid"]["bytes"])
-    if facts["settings"]["source"] == "builtin":
+    if facts["settings"]["source"] == BUILTIN:
         shuffled = [shuffle_sentences(text, seed) for seed, text in enumerate(texts)]
         found["shuffled_bits_per_byte"] = evaluate(model, tokenizer, shuffled, context).bits_per_byte
         start = settings["splits"]["train"]["stories"]

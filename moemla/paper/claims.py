@@ -19,6 +19,7 @@ from typing import Any
 
 from moemla import results
 from moemla.errors import MoemlaError
+from moemla.experiments.runner import finished
 from moemla.paper import arithmetic, recount
 from moemla.paper.places import cells, is_place
 
@@ -55,7 +56,7 @@ class Claim:
     several, joined by "with"; a cell of a table is the `where` of one claim. `printed` begins with the number as the
     paper has it. What is compared with it: `computed`, a function's name, called with the printed numbers of the
     claims `of` (ID, or ID.sd for what stands after the ±) and the settings `given`; or `result`, a mean over files in
-    `results/` (experiment, where, measure, and its scale: "paper" or what it was). `expect` replaces equality:
+    `results/` (experiment, scale, measure, and `where`, settings by their dotted names). `expect` replaces equality:
     "< 0.1", "> 0", "= 0", or "= NAME" with a function's name, called with `expect_given`. `tolerance` replaces the
     rounding of the printed digits: "1 %" of the printed value, or a number in its unit; `because` is its reason.
     `reading` is an assumption that the paper does not state. `status` is given where nothing is compared: `not run`
@@ -294,18 +295,17 @@ def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
 
 
 def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None, str]:
-    """Mean of a measure over the results whose settings hold all of `where`."""
-    where = wanted.get("where", {})
-    runs = [
-        result
-        for result in results.load(folder, wanted["experiment"], missing_ok=True)
-        if where.items() <= result.settings.items() and wanted["measure"] in result.measures
-    ]
+    """Mean of a measure over the results of a scale whose settings hold all of `where`, of finished experiments.
+
+    `where` has dotted names: {"tags.arm": "mla-rope", "train.lr": 0.01}.
+    """
+    experiment, scale, measure = wanted["experiment"], wanted["scale"], wanted["measure"]
+    found = results.load(folder, experiment, scale, missing_ok=True)
+    runs = [run for run in finished(found) if measure in run.measures and run.holds(wanted.get("where", {}))]
     if not runs:
-        return None, "not measured yet"
-    values = [result.measures[wanted["measure"]] for result in results.comparable(runs)]
-    scale = "the paper's scale" if wanted["scale"] == "paper" else wanted["scale"]
-    return math.fsum(values) / len(values), f"mean of {len(values)} runs of {wanted['experiment']} at {scale}"
+        return None, "not finished yet" if found else "not measured yet"
+    values = [run.measures[measure] for run in results.comparable(*runs, differ_in={"seed"})]
+    return math.fsum(values) / len(values), f"mean of {len(values)} runs of {experiment} at scale {scale}"
 
 
 # The command `moemla claims`.

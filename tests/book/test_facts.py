@@ -5,11 +5,13 @@ import re
 import tomllib
 
 import pytest
-from tests.experiments.test_results import ORIGIN
 
 from moemla import ModelConfig, complexity
+from moemla.experiments import latent_cost, ten_minutes
+from moemla.experiments.runner import Text
 from moemla.paper import claims
-from moemla.results import Result, write
+from moemla.results import of, write
+from tests.test_results import ORIGIN
 from tools import facts, pages
 
 ROOT = facts.ROOT
@@ -71,24 +73,48 @@ def test_chapters_are_counted(tmp_path):
     assert facts.chapters(tmp_path) == "All 2 chapters are written."
 
 
-def test_the_newest_ten_minutes_are_quoted(tmp_path, monkeypatch):
-    def run(data, steps, bits, date, dirty):
-        origin = ORIGIN | {"date": date, "git": {"commit": "a" * 40, "dirty": dirty}}
+def test_the_ten_minutes_are_quoted(tmp_path, monkeypatch):
+    def run(data, bits, dirty, scale="cpu"):
+        origin = ORIGIN | {"git": {"commit": "a" * 40, "dirty": dirty}}
         measures = {"bits_per_byte": bits, "seconds": 60 * bits, "stories": 600, "counted_bits_per_byte": {"4": 1.5}}
-        write(
-            Result("ten-minutes", f"{data}-{steps}-{date[:4]}", {"data": data, "steps": steps}, measures, origin),
-            tmp_path,
-        )
+        (cell,) = ten_minutes.cells(scale, Text(data, "aa" * 32))
+        write(of(cell, measures, origin), tmp_path)
 
     monkeypatch.setattr(facts, "RESULTS", tmp_path)
-    run("builtin", 1000, 0.25, "2026-01-01T00:00:00+00:00", True)
-    run("files", 1000, 0.91, "2026-01-01T00:00:00+00:00", False)
+    run("builtin", 0.25, True)
+    run("files", 0.91, False)
+    run("builtin", 3.0, False, "smoke")
     assert "0.250 bits per byte" in facts.ten_minutes() and "differed from its commit" in facts.ten_minutes()
-    run("builtin", 1000, 0.24, "2027-01-01T00:00:00+00:00", False)
-    run("builtin", 10, 3.0, "2028-01-01T00:00:00+00:00", False)  # a smoke run
+    run("builtin", 0.24, False)
     said = facts.ten_minutes()
     assert "0.240 bits per byte" in said and "0.910 bits" in said and "4-gram has 1.500" in said
     assert "differed" not in said
+
+
+def test_a_run_that_ends_in_the_night_makes_no_page_stale(tmp_path, monkeypatch):
+    """Pages and blocks speak of complete experiments; what is running is counted on a page that is not checked."""
+    for path in facts.RESULTS.glob("[!.]*/*/*.json"):
+        copy = tmp_path / path.relative_to(facts.RESULTS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    before = {name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()
+    counted = pages.progress_page()
+    monkeypatch.setattr(facts, "RESULTS", tmp_path)
+    assert ({name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()) == before
+    assert pages.progress_page() == counted
+    for cell in latent_cost.cells("cpu", Text("files", "ab" * 32))[:5]:
+        write(of(cell, {"nats_per_token": 1.0, "seconds": 1e6}, ORIGIN), tmp_path)
+    assert ({name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()) == before
+    new = set(pages.progress_page().splitlines()) - set(counted.splitlines())
+    assert new == {"| latent-cost | cpu | files, `ababab` | 5 of 17 |"}
+    monkeypatch.setattr(pages, "PAGES", {"progress": lambda: "another"})
+    assert pages.stale() == []
+
+
+def test_what_is_measured_is_counted():
+    page = pages.progress_page()
+    assert "| latent-cost | cpu | built-in stories | 65 of 65 |" in page
+    assert page.count("| latent-cost | cpu | files, `") == page.count(" | 17 of 17 |") == 1
 
 
 def test_two_runs_side_by_side_count_once_by_the_clock():
@@ -103,7 +129,7 @@ def test_two_runs_side_by_side_count_once_by_the_clock():
 
 def test_how_to_reproduce_names_every_commit_of_the_results():
     page = (ROOT / "book" / "reproduce.md").read_text()
-    origins = [json.loads(path.read_text())["provenance"] for path in facts.RESULTS.glob("*.json")]
+    origins = [run.provenance for run in facts.measured_here()]
     rows = re.findall(r"^\| (\d+) \| `(\w{7})`(, changed)? \| (\S+)", page, re.M)
     assert sum(int(count) for count, *_ in rows) == len(origins)
     assert sum(int(count) for count in re.findall(r"^(\d+) files?: ", page, re.M)) == len(origins)

@@ -1,12 +1,19 @@
 """The fingerprint changes with what an output depends on, and with nothing else."""
 
 import ast
+import re
+from dataclasses import replace
 
+import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from moemla.experiments import ten_minutes
+from moemla.experiments.runner import Text
+from moemla.results import write
+from tests.test_results import cell, result
 from tools.execute import main
-from tools.freshness import ROOT, Library, dump, files_of, fingerprint, is_fresh, modules_of
+from tools.freshness import ROOT, Library, dump, files_of, fingerprint, is_fresh, modules_of, rows_of
 
 FILES = {
     "__init__.py": "from .upper import Upper\nfrom . import lower\n",
@@ -20,7 +27,10 @@ FILES = {
     "paper/__init__.py": "",
     "results.py": "def load(folder):\n    return []\n",
     "paper/claims.py": "from .. import results\n\ndef evaluate():\n    return results.load('')\n",
-    "paper/claims.yml": "- {id: A1, result: {experiment: table2}}\n",
+    "paper/claims.yml": (
+        "- {id: A1, printed: 1, of: [A1-of, B2.sd], result: {experiment: table2}}\n"
+        "- {id: A1-of, printed: 1}\n- {id: B2, printed: 1, of: [C3]}\n- {id: C3, printed: 1}\n- {id: D4, printed: 1}\n"
+    ),
     "experiments/sweep.py": "from ..results import load\n\ndef table():\n    return load('')\n",
 }
 
@@ -82,52 +92,88 @@ LEDGER = "from moemla.paper import claims\nclaims.evaluate()"
 OTHER = "import moemla.aside\nprint('sweep table2')"
 
 
+def measured(folder, experiment, nats=1.25, **changes):
+    """A result of an experiment that nobody registered: complete as it stands."""
+    return write(result(cell(experiment=experiment, **changes), {"nats_per_token": nats}), folder)
+
+
 @pytest.mark.parametrize(
-    ("source", "file", "stale"),
+    ("source", "experiment", "stale"),
     [
-        (RESULTS, "results/sweep.one.json", True),
-        (RESULTS, "results/table2.one.json", False),
-        (RESULTS, "moemla/paper/claims.yml", False),
-        (RESULTS.replace(", 'sweep'", ""), "results/table2.one.json", True),  # it names none: it reads all
-        (LEDGER, "results/table2.one.json", True),  # the ledger names it
-        (LEDGER, "results/sweep.one.json", False),
-        (LEDGER + "\n" + RESULTS, "results/sweep.one.json", True),
-        (LEDGER, "moemla/paper/claims.yml", True),
-        (OTHER, "results/sweep.one.json", False),
-        (OTHER, "moemla/paper/claims.yml", False),
+        (RESULTS, "sweep", True),
+        (RESULTS, "table2", False),
+        (RESULTS.replace(", 'sweep'", ""), "table2", True),  # it names none: it reads all
+        (LEDGER, "table2", True),  # the ledger names it
+        (LEDGER, "sweep", False),
+        (LEDGER + "\n" + RESULTS, "sweep", True),
+        (LEDGER + "('A1')", "table2", True),
+        (LEDGER + "('B2')", "table2", False),  # another row
+        (OTHER, "sweep", False),
     ],
 )
-def test_a_byte_of_a_result_or_of_the_ledger(package, source, file, stale):
+def test_a_digit_of_a_result(package, source, experiment, stale):
     folder = package.parent / "results"
-    folder.mkdir()
-    for name in ("sweep", "table2"):
-        (folder / f"{name}.one.json").write_text('{"loss": 1.25}')
+    for name in ("sweep", "table2", "sweep-long"):
+        measured(folder, name)
     page = notebook(source)
     before = fingerprint(page, package)
-    path = package.parent / file
-    path.write_text(path.read_text().replace("1", "2", 1))
+    measured(folder, experiment, 1.26)
+    assert (fingerprint(page, package) != before) == stale
+    measured(folder, experiment)
+    assert fingerprint(page, package) == before
+    measured(folder, experiment, seed=1)  # a result that is new
     assert (fingerprint(page, package) != before) == stale
 
 
-def test_a_result_that_is_new(package):
-    folder = package.parent / "results"
-    folder.mkdir()
-    page = notebook(RESULTS)
-    before = fingerprint(page, package)
-    (folder / "sweep.one.json").write_text("{}")
-    assert fingerprint(page, package) != before
+@pytest.mark.parametrize(
+    ("code", "rows"),
+    [
+        ("'A1'", "A1 A1-of B2 C3"),  # with what it is computed from
+        ("'A1-of'", "A1-of"),
+        ("'C3'", "C3"),
+        ("f'A1-{name}'", "A1 A1-of B2 C3"),
+        ("", "A1 A1-of B2 C3 D4"),  # none is named: all are read
+        ("1, 'A12', 'A', 'a1'", "A1 A1-of B2 C3 D4"),
+    ],
+)
+def test_a_row_of_the_ledger(package, code, rows):
+    page = notebook(f"from moemla.paper import claims\nclaims.evaluate({code})")
+    library = Library(package)
+    assert sorted(rows_of(page, library)) == rows.split()
+    before, ledger = fingerprint(page, package), package / "paper" / "claims.yml"
+    text = ledger.read_text()
+    for line in text.splitlines():
+        ledger.write_text(text.replace(line, line.replace("printed: 1", "printed: 2")))
+        changed = re.search(r"id: ([\w-]+)", line)[1] in rows.split()
+        assert (fingerprint(page, package) != before) == changed, line
+    assert fingerprint(notebook(OTHER), package) == fingerprint(notebook(OTHER), package)
+    assert rows_of(notebook(RESULTS), library) == rows_of(notebook(OTHER), library) == {}
+
+
+def test_a_run_of_an_unfinished_experiment_makes_nothing_stale(package, monkeypatch):
+    """Its last one does: then the chapter may show it."""
+    folder, text = package.parent / "results", Text("builtin", "aa" * 32)
+    page = notebook("from moemla import results\nresults.load('../results', 'ten-minutes')")
+    runs = ten_minutes.cells("cpu", text)
+    more = [replace(runs[0], train=replace(runs[0].train, seed=seed)) for seed in (1, 2)]
+    monkeypatch.setattr(ten_minutes, "cells", lambda scale, text: [*runs, *more])
+    prints = [fingerprint(page, package)]
+    for one in (*runs, *more):
+        write(result(one), folder)
+        prints.append(fingerprint(page, package))
+    assert prints[0] == prints[1] == prints[2] != prints[3]
 
 
 def test_the_books_own_notebooks_read_what_they_show():
-    """Chapter 5 the ledger and its experiment, chapters 1 and 2 the ten minutes, chapters 3 and 4 nothing measured."""
-    import nbformat
-
-    read = {}
+    """Chapter 5 rows of the ledger and its experiment, chapters 1 and 2 the ten minutes, 3 and 4 nothing measured."""
+    read, rows = {}, {}
     for path in sorted((ROOT / "book").glob("0[1-5]-*.ipynb")):
-        files = files_of(nbformat.read(path, as_version=4), Library())
-        read[path.name[:2]] = {file.name.partition(".")[0] for file in files}
+        page, library = nbformat.read(path, as_version=4), Library()
+        read[path.name[:2]] = {file.parts[-3] for file in files_of(page, library)}
+        rows[path.name[:2]] = rows_of(page, library)
     assert read["01"] == read["02"] == {"ten-minutes"} and read["03"] == read["04"] == set()
-    assert {"claims", "chapter05"} <= read["05"]
+    assert read["05"] == {"latent-cost"}
+    assert not rows["01"] and {"A25-batch", "T2-mha"} < set(rows["05"]) and len(rows["05"]) < 60
 
 
 def test_a_change_of_a_cell_or_its_tags():

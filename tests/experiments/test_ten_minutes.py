@@ -6,14 +6,17 @@ import time
 from pathlib import Path
 
 from moemla.cli import main
+from moemla.config import ModelConfig, TrainConfig
 from moemla.experiments import ten_minutes
+from moemla.experiments.runner import Text, run
 from moemla.results import load
 from tests.runs import write_texts
 from tools.browser import ROOT
 
 
 def committed(data):
-    return next(run for run in load(ROOT / "results", ten_minutes.EXPERIMENT) if run.settings["data"] == data)
+    runs = load(ROOT / "results", "ten-minutes", "cpu")
+    return next(run for run in runs if run.settings["tags"]["text"] == data)
 
 
 def test_smoke_takes_seconds_has_every_figure_and_leaves_results_alone(tmp_path, monkeypatch, capsys):
@@ -27,21 +30,25 @@ def test_smoke_takes_seconds_has_every_figure_and_leaves_results_alone(tmp_path,
     (found,) = load(folder)
     assert set(found.measures) == set(committed("builtin").measures)
     assert set(found.measures["agreement_accuracy"]) == set(committed("builtin").measures["agreement_accuracy"])
-    assert found.settings["min_lr"] == found.measures["training"]["min_lr"]
-    assert found.settings["warmup"] == found.measures["training"]["warmup"]
     shown = json.loads(out[out.index("{") :])
-    assert shown["settings"] == found.settings and found.settings["data_hash"] == found.measures["data_hash"]
+    assert shown["settings"] == found.settings and shown["name"] == found.name == "moe-mla-rope_lr0.01_seed0"
 
 
 def test_another_text_in_the_same_folder_has_results_of_its_own(tmp_path):
-    texts = write_texts(tmp_path)
-    (first,) = ten_minutes.run("smoke", tmp_path / "results", texts["train"], texts["valid"])
+    texts, folder = write_texts(tmp_path), tmp_path / "results"
+    (first,) = run(ten_minutes, "smoke", folder, texts["train"], texts["valid"])
     told = texts["train"].read_text()
     texts["train"].write_text(told.replace("cat", "dog"))
-    (second,) = ten_minutes.run("smoke", tmp_path / "results", texts["train"], texts["valid"])
-    assert second.measures["data_hash"] != first.measures["data_hash"]
+    (second,) = run(ten_minutes, "smoke", folder, texts["train"], texts["valid"])
+    assert second.settings["data"] != first.settings["data"] and second.name != first.name
     assert second.measures["nats_per_token"] != first.measures["nats_per_token"]
     texts["train"].write_text(told)
-    assert ten_minutes.run("smoke", tmp_path / "results", texts["train"], texts["valid"]) == [first]
-    assert len(load(tmp_path / "results")) == 2
+    assert run(ten_minutes, "smoke", folder, texts["train"], texts["valid"]) == [first]
+    assert len(load(folder)) == 2
     assert not {"agreement_accuracy", "shuffled_bits_per_byte", "most_common_8_words"} & set(first.measures)
+
+
+def test_it_is_what_the_command_does_by_default():
+    (cell,) = ten_minutes.cells("cpu", Text("builtin", "aa"))
+    assert cell.train == TrainConfig()
+    assert cell.model == ModelConfig.preset("tiny", vocab_size=4096, max_seq_len=512)

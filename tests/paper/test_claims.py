@@ -9,10 +9,12 @@ import pytest
 from scipy import stats
 
 from moemla.errors import MoemlaError
+from moemla.experiments import ten_minutes
+from moemla.experiments.runner import Text
 from moemla.paper import claims
 from moemla.paper.claims import Claim, ClaimError, evaluate, load_claims, printed_number, select
-from moemla.results import Result, write
-from tests.test_results import ORIGIN
+from moemla.results import ResultError, write
+from tests.test_results import cell, result
 
 LEDGER = {claim.id: claim for claim in load_claims()}
 
@@ -276,20 +278,36 @@ def test_printed_numbers(text, value, half):
 
 
 def test_measured_claims_follow_the_results_folder(tmp_path):
-    wanted = {"experiment": "table2", "where": {"variant": "mha"}, "measure": "perplexity", "scale": "paper"}
+    wanted = {"experiment": "table2", "where": {"tags.arm": "mha"}, "measure": "perplexity", "scale": "paper"}
     claim = dataclasses.replace(LEDGER["T2-mha"], status=None, result=wanted, tolerance="1 %")
     assert evaluate(claim, tmp_path).status == "not run"
-    rows = [("mha", 0, 8.50), ("mha", 1, 8.60), ("mla", 0, 99.0)]
-    for variant, seed, value in rows:
-        settings = {"variant": variant, "seed": seed}
-        write(Result("table2", f"{variant}-{seed}", settings, {"perplexity": value}, ORIGIN), tmp_path)
+    for scale in ("paper", "cpu"):
+        for variant, seed, value in [("mha", 0, 8.50), ("mha", 1, 8.60), ("mla", 0, 99.0)]:
+            write(result(cell(variant, seed=seed, scale=scale), {"perplexity": value}), tmp_path)
     found = evaluate(claim, tmp_path)
     assert found.computed == pytest.approx(8.55) and found.status == "measured"
-    assert found.detail == "mean of 2 runs of table2 at the paper's scale"
+    assert found.detail == "mean of 2 runs of table2 at scale paper"
     strict = dataclasses.replace(claim, tolerance=None)
     assert evaluate(strict, tmp_path).status == "contradicted"
-    small = evaluate(dataclasses.replace(strict, result=wanted | {"scale": "1.4 M parameters"}), tmp_path)
-    assert small.status == "measured" and "at 1.4 M parameters" in small.detail  # another scale contradicts nothing
+    small = evaluate(dataclasses.replace(strict, result=wanted | {"scale": "cpu"}), tmp_path)
+    assert small.status == "measured" and "at scale cpu" in small.detail  # another scale contradicts nothing
+    write(result(cell("mha", seed=2, scale="paper", warmup=6), {"perplexity": 8.5}), tmp_path)
+    with pytest.raises(ResultError, match=r"train.warmup"):
+        evaluate(claim, tmp_path)
+
+
+def test_an_unfinished_experiment_is_not_run(tmp_path, monkeypatch):
+    """A mean over the seeds that happen to be there would be another one tomorrow."""
+    wanted = {"experiment": "ten-minutes", "measure": "perplexity", "scale": "cpu"}
+    claim = dataclasses.replace(LEDGER["T2-mha"], status=None, result=wanted, tolerance="1 %")
+    (first,) = ten_minutes.cells("cpu", Text("builtin", "aa" * 32))
+    second = dataclasses.replace(first, train=dataclasses.replace(first.train, seed=1))
+    monkeypatch.setattr(ten_minutes, "cells", lambda scale, text: [first, second])
+    write(result(first, {"perplexity": 8.5}), tmp_path)
+    found = evaluate(claim, tmp_path)
+    assert (found.status, found.detail) == ("not run", "not finished yet")
+    write(result(second, {"perplexity": 8.6}), tmp_path)
+    assert evaluate(claim, tmp_path).computed == pytest.approx(8.55)
 
 
 # The rules of the ledger.
