@@ -12,7 +12,7 @@ from moemla.config import require, require_count
 from moemla.errors import DataError
 from moemla.files import claimed, replacing, why
 from moemla.shards import TokenShard, check_tokenizer, write_shard
-from moemla.text import SEPARATOR, Report, read_stories, then, watched
+from moemla.text import SEPARATOR, Report, _fetch, read_stories, then, watched
 from moemla.tokenizer import MIN_VOCAB, Tokenizer, check_vocab_size, in_groups
 
 SOURCES = ("builtin", "hub", "files")
