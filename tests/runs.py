@@ -1,11 +1,14 @@
 """Runs of a micro model on a toy text, and children that can be killed, for the tests of training and checkpoints."""
 
+import json
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from moemla.config import ModelConfig, TrainConfig
 from moemla.data import prepare
@@ -92,3 +95,27 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def files_in(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+class Stop(Exception):
+    """Raised by a test from inside a run, as a process that dies."""
+
+
+def stop_after(step: int):
+    def on_progress(row):
+        if row.step >= step:
+            raise Stop
+
+    return on_progress
+
+
+def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def what_was_learnt(run: Path) -> list[dict]:
+    """The rows of the log without the clock's."""
+    clock = {"seconds", "tokens_per_second", "utilisation", "seconds_left"}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in clock} for row in rows]

@@ -1,16 +1,17 @@
-"""ModelConfig: the paper's sizes counted by hand, matching, and a clear error for every wrong setting."""
+"""ModelConfig and TrainConfig: the paper's sizes by hand, matching, and a clear error for every wrong setting."""
 
 import dataclasses
 import importlib.machinery
 import importlib.util
 import json
+import math
 import re
 
 import pytest
 import torch
 
 from moemla import complexity, config
-from moemla.config import SIZES, VARIANTS, ModelConfig, architecture, setting
+from moemla.config import SIZES, VARIANTS, ModelConfig, TrainConfig, architecture, setting
 from moemla.model import LanguageModel
 
 PAPER_SIZES = ("XS", "S", "M", "L", "XL")
@@ -330,3 +331,66 @@ def test_the_architecture_is_all_but_the_code_that_computes_it():
     assert other == architecture(plain.to_dict())
     assert set(other) == {field.name for field in dataclasses.fields(ModelConfig)} - {"backend"}
     assert architecture(ModelConfig(scores="softmax").to_dict()) != other
+
+
+# --- TrainConfig ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        (dict(steps=0), "steps=0"),
+        (dict(steps=1.5), r"steps=1\.5"),
+        (dict(batch_size=-1), "batch_size=-1"),
+        (dict(batch_size=4, micro_batches=3), "micro_batches=3.*batch_size=4"),
+        (dict(log_every=0), "log_every=0"),
+        (dict(lr=0.0), r"lr=0\.0"),
+        (dict(lr=float("nan")), "lr=nan"),
+        (dict(clip=-1.0), r"clip=-1\.0"),
+        (dict(balance_rate=0.0), "balance_rate"),
+        (dict(warmup=-1), "warmup=-1"),
+        (dict(min_lr=-1e-3), "min_lr"),
+        (dict(weight_decay=-0.1), "weight_decay"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(optimizer="sgd"), "optimizer='sgd'.*muon, adamw"),
+        (dict(precision="fp8"), "precision='fp8'.*bf16"),
+        (dict(balance_rule="loss"), "balance_rule='loss'.*sign"),
+        (dict(switch_loss=-0.01), "switch_loss"),
+        (dict(z_loss=-0.01), "z_loss"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_training_are_named(wrong, message):
+    with pytest.raises(Exception) as error:  # beartype's own complaint about a type comes first in tests
+        TrainConfig(**wrong)
+    assert isinstance(error.value, ValueError) or "type" in type(error.value).__name__.lower()
+    if isinstance(error.value, ValueError):
+        error.match(message)
+
+
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        (dict(steps=20, warmup=21), r"warmup=21: must be at most steps=20"),
+        (dict(lr=1e-3, min_lr=2e-3), r"min_lr=0\.002: must be at most lr=0\.001"),
+        (dict(balance_rule="quantile", balance_rate=3.0), r"balance_rate=3\.0.*at most 1"),
+        (dict(seed=2**70), "seed="),
+        (dict(seed=True), "seed=True"),
+        (dict(steps=True), "steps=True"),
+        *[
+            (dict([(name, value)]), f"{name}={value}: must be a finite number")
+            for name in ("lr", "min_lr", "weight_decay", "clip", "balance_rate", "switch_loss", "z_loss")
+            for value in (math.inf, math.nan)
+        ],
+    ],
+    ids=str,
+)
+def test_settings_of_training_that_cannot_work_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        TrainConfig(**wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_warm_up_is_that_of_before():
+    assert TrainConfig().warmup == TrainConfig(steps=3).warmup == 50
+    assert TrainConfig(steps=20, warmup=20).warmup == 20

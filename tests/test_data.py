@@ -1,4 +1,4 @@
-"""From text to batches: every story arrives, bad input is one clear line, and any step can be had at once."""
+"""From text to tokens: what was made is remembered, nothing of the user's is overwritten, nothing is left half-done."""
 
 import hashlib
 import json
@@ -9,42 +9,16 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings, strategies as st
 
-from moemla import data, text as text_module
+from moemla import data
 from moemla.data import prepare
 from moemla.distributed import World
 from moemla.errors import DataError, MoemlaError
-from moemla.shards import Batches, TokenShard, check_tokenizer, write_shard
-from moemla.text import fetch_hub, read_stories
-from moemla.tokenizer import EOT, Tokenizer
-
-STORIES = [
-    "Once there was a cat.\nThe cat had a hat.",
-    "Tim saw a 😀 balloon. “Wow!” he said.",
-    "The dog ran to the big tree and back.",
-    "A bird sang. A fox listened. They were friends.",
-]
-
-
-def text_of(stories: list[str]) -> bytes:
-    return "".join(f"{story}\n{EOT}\n" for story in stories).encode()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(STORIES * 4, vocab_size=300)
-
-
-@pytest.fixture(scope="module")
-def ring(tokenizer, tmp_path_factory) -> TokenShard:
-    """One document of 101 tokens, all different: a window names its place."""
-    path = tmp_path_factory.mktemp("ring") / "ring.bin"
-    write_shard(path, tokenizer, [list(range(100, 200))])
-    return TokenShard(path)
+from moemla.shards import TokenShard, check_tokenizer
+from moemla.text import read_stories
+from moemla.tokenizer import Tokenizer
+from tests.texts import STORIES, text_of
 
 
 @pytest.fixture
@@ -53,346 +27,6 @@ def files(tmp_path) -> dict[str, Path]:
     train.write_bytes(text_of(STORIES * 5))
     valid.write_bytes(text_of(STORIES[:2]))
     return {"train": train, "valid": valid}
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        text_of(STORIES),
-        text_of(STORIES)[: -len(EOT) - 2],  # nothing after the last story
-        text_of(["", *STORIES, " \n ", ""]),
-        text_of(STORIES).replace(b"\n", b"\r\n"),
-        b"\xef\xbb\xbf" + text_of(STORIES),
-        text_of([f"\n\n  {story}\t\n" for story in STORIES]),
-    ],
-    ids=["plain", "no last separator", "empty stories", "CRLF", "byte order mark", "outer whitespace"],
-)
-def test_stories_are_read_whatever_stands_around_them(tmp_path, content):
-    path = tmp_path / "stories.txt"
-    path.write_bytes(content)
-    assert list(read_stories(path)) == STORIES
-
-
-def test_an_eot_inside_a_line_belongs_to_the_story(tmp_path):
-    path = tmp_path / "stories.txt"
-    path.write_bytes(text_of([f"They wrote {EOT} on the wall.", "End."]))
-    said = r"stories\.txt has <\|endoftext\|> inside 1 of its lines \(the first is line 1\): it is taken for text"
-    with pytest.warns(UserWarning, match=said):
-        assert list(read_stories(path)) == [f"They wrote {EOT} on the wall.", "End."]
-
-
-@pytest.mark.parametrize("content", [f"One.{EOT}Two.{EOT}", f"One.{EOT}\nTwo.{EOT}\n", f"\n{EOT} One.\n{EOT} Two."])
-def test_a_file_whose_separators_stand_inside_lines_alone_is_refused(tmp_path, content):
-    path = tmp_path / "stories.txt"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"stories\.txt has .* inside [12] of its lines .*: put it on its own line$"):
-        list(read_stories(path))
-
-
-def test_reading_streams_and_stops_where_it_is_told(tmp_path):
-    path = tmp_path / "stories.txt"
-    path.write_bytes(text_of(STORIES) + b"\xff")
-    assert list(read_stories(path, rows=2)) == STORIES[:2]  # the bad byte behind them is not reached
-
-
-@pytest.mark.parametrize("content", [b"", b" \n\n", text_of(["", " "])])
-def test_an_empty_file_is_refused(tmp_path, content):
-    path = tmp_path / "stories.txt"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"stories\.txt is empty: it needs stories"):
-        list(read_stories(path))
-
-
-def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path):
-    path = tmp_path / "stories.txt"
-    path.write_bytes("é one\ntwo ".encode() + b"\xe9t\xe9")
-    with pytest.raises(DataError, match=r"stories\.txt is not UTF-8: byte 0xe9 at offset 11;"):
-        list(read_stories(path))
-    path.write_bytes("A story.".encode("utf-16"))
-    with pytest.raises(DataError, match="byte 0xff at offset 0"):
-        list(read_stories(path))
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*nowhere\.txt: No such file or directory"):
-        list(read_stories(tmp_path / "nowhere.txt"))
-    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
-        list(read_stories(tmp_path))
-
-
-# --- hub ------------------------------------------------------------------------------------------
-
-
-class Hub:
-    """Stands for what `datasets.load_dataset` returns: rows that break off after `alive` of one connection."""
-
-    def __init__(self, rows: list[str], alive: int | None = None) -> None:
-        self.rows, self.alive, self.calls = rows, alive, []
-
-    def load_dataset(self, name, split, streaming):
-        assert name == "roneneldan/TinyStories" and streaming
-        self.calls.append(split)
-        return self
-
-    def skip(self, n):
-        def rows():
-            for i, text in enumerate(self.rows[n:]):
-                if i == self.alive:
-                    raise ConnectionError("the line is dead\nand more")
-                yield {"text": text}
-
-        return rows()
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    import datasets
-
-    def install(rows, alive=None):
-        hub = Hub(rows, alive)
-        monkeypatch.setattr(text_module, "_knock_at_the_hub", lambda: None)
-        monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
-        return hub
-
-    return install
-
-
-def test_hub_text_is_fetched_row_by_row(tmp_path, hub):
-    hub([STORIES[0], "", f"  {STORIES[1]}\n", f"odd {EOT} row", *STORIES])
-    seen = []
-    path = fetch_hub(tmp_path, "train", 4, progress=lambda *report: seen.append(report))
-    assert path == tmp_path / "hub-train.txt"
-    assert path.read_bytes() == text_of([STORIES[0], "", STORIES[1], "odd   row"])
-    assert seen[-1] == ("hub train", 4, 4)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_broken_fetch_goes_on_where_it_stopped(tmp_path, hub):
-    rows = [f"Story {i}." for i in range(10)]
-    hub(rows, alive=4)
-    with pytest.raises(DataError, match="the line is dead"):
-        fetch_hub(tmp_path, "train", 10)
-    part = tmp_path / "hub-train.txt.part"
-    assert part.read_bytes() == text_of(rows[:4])
-    with open(part, "ab") as file:  # killed in the middle of a row
-        file.write(b"Story 4.\n<|endof")
-    with pytest.raises(DataError):
-        fetch_hub(tmp_path, "train", 10)
-    assert part.read_bytes() == text_of(rows[:8])
-    path = fetch_hub(tmp_path, "train", 10)
-    assert path.read_bytes() == text_of(rows)
-    assert not part.exists()
-
-
-def test_a_finished_fetch_is_kept_and_can_grow(tmp_path, hub):
-    rows = [f"Story {i}." for i in range(10)]
-    online = hub(rows)
-    fetch_hub(tmp_path, "train", 5)
-    path = fetch_hub(tmp_path, "train", 3)
-    assert path.read_bytes() == text_of(rows[:5])
-    assert online.calls == ["train"]
-    assert fetch_hub(tmp_path, "train", 8).read_bytes() == text_of(rows[:8])
-    assert fetch_hub(tmp_path, "train", 99).read_bytes() == text_of(rows)  # all there is
-
-
-def test_a_file_of_the_users_is_not_taken_for_text_of_the_hub(tmp_path, hub):
-    hub(STORIES)
-    mine = tmp_path / "hub-train.txt"
-    mine.write_text("My own notes.")
-    with pytest.raises(DataError, match=r"hub-train\.txt is there already and not from the hub"):
-        fetch_hub(tmp_path, "train", 4)
-    assert mine.read_text() == "My own notes."
-    assert list(tmp_path.iterdir()) == [mine]
-
-
-def test_prepare_from_the_hub(tmp_path, hub):
-    online = hub([*STORIES, "", "The end."] * 3)
-    record = prepare(tmp_path, source="hub", stories=6, vocab_size=300)
-    assert online.calls == ["train", "validation"]
-    assert record["splits"]["train"]["stories"] == 5
-    assert record["splits"]["valid"]["stories"] == 15
-    assert (tmp_path / "valid.txt").read_bytes() == text_of([*STORIES, "The end."] * 3)
-    online.calls.clear()
-    assert prepare(tmp_path, source="hub", stories=6, vocab_size=300) == record
-    assert prepare(tmp_path, source="hub", stories=4, vocab_size=300)["splits"]["train"]["stories"] == 4
-    assert online.calls == ["validation"]  # which has fewer than asked for, so it may have grown
-
-
-def test_without_a_network_one_line_names_the_other_sources(tmp_path):
-    code = f"""
-        from moemla.data import prepare
-        from moemla.errors import DataError
-        try:
-            prepare({str(tmp_path / "out")!r}, source="hub", stories=5)
-        except DataError as error:
-            print(error)
-    """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.stderr == ""
-    (line,) = result.stdout.splitlines()
-    assert line.startswith("cannot reach roneneldan/TinyStories on the Hugging Face hub (OfflineModeIsEnabled")
-    assert "--source builtin" in line
-    assert "--source files --train F --valid F" in line
-    assert not list((tmp_path / "out").glob("*.bin"))
-
-
-# --- shards ---------------------------------------------------------------------------------------
-
-
-def test_a_shard_keeps_every_story_behind_its_eot(tmp_path, tokenizer):
-    path = tmp_path / "some.bin"
-    ids = tokenizer.encode_batch([*STORIES, ""])
-    write_shard(path, tokenizer, iter(ids))
-    shard = TokenShard(path)
-    assert len(shard) == 5
-    assert (shard.vocab_size, shard.tokenizer_hash) == (tokenizer.vocab_size, tokenizer.hash)
-    assert shard.tokens.dtype == np.uint16
-    assert shard.documents.dtype == np.int64
-    assert shard.documents.tolist() == np.cumsum([0] + [1 + len(i) for i in ids]).tolist()
-    for i, expected in enumerate(ids):
-        assert shard.document(i).tolist() == [tokenizer.eot, *expected]
-    assert [tokenizer.decode(shard.document(i)) for i in range(4)] == STORIES
-    assert list(tmp_path.iterdir()) == [path]
-    for i in (-1, 5):
-        with pytest.raises(IndexError, match=f"document {i}: .* has 5"):
-            shard.document(i)
-
-
-def test_ids_up_to_65535_fit(tmp_path):
-    path = tmp_path / "wide.bin"
-    tokenizer = Tokenizer.__new__(Tokenizer)  # the widest there can be, without training one
-    tokenizer.__dict__.update(vocab_size=65_536, eot=0, hash="ab" * 32)
-    write_shard(path, tokenizer, [[65_535, 1]])
-    assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
-    with pytest.raises(ValueError, match="ids=0 to 65536: must be 0 to 65535"):
-        write_shard(path, tokenizer, [[65_536, 0]])
-    assert TokenShard(path).tokens.tolist() == [0, 65_535, 1]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_shards_that_are_not_right_are_named(tmp_path, tokenizer):
-    path = tmp_path / "some.bin"
-    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES))
-    whole = path.read_bytes()
-    header = TokenShard.HEADER.size + TokenShard.SUMS.size
-    cases = {
-        "is not a token shard of moemla": [b"", b"PK\3\4" + whole[4:], bytes(64) + whole[64:]],
-        "is cut short inside its header": [whole[:63], whole[:8]],
-        "has version 3, not 2": [whole[:8] + b"\3" + whole[9:]],
-        rf"is damaged: {len(whole) - 1} bytes, its header says {len(whole)}": [whole[:-1]],
-        rf"is damaged: {len(whole) + 2} bytes, its header says {len(whole)}": [whole + b"\0\0"],
-        rf"is damaged: {header} bytes": [whole[:header]],
-        "is damaged: stories out of order": [whole[:-40] + whole[-8:] * 5],
-    }
-    for message, contents in cases.items():
-        for content in contents:
-            path.write_bytes(content)
-            with pytest.raises(DataError, match=rf"some\.bin {message}") as caught:
-                TokenShard(path)
-            assert "moemla prepare" in str(caught.value)
-            assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match=r"cannot read .*none\.bin: No such file"):
-        TokenShard(tmp_path / "none.bin")
-
-
-def version_1(shard: Path) -> bytes:
-    """The bytes of the same shard as it was written before there were checksums."""
-    whole = shard.read_bytes()
-    return whole[:8] + b"\1" + whole[9:64] + whole[72:]
-
-
-def test_every_bit_of_a_shard_is_checked(tmp_path, tokenizer):
-    path = tmp_path / "some.bin"
-    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES[:2]))
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        with pytest.raises(DataError, match=r"some\.bin (is|has) .*`moemla prepare"):
-            TokenShard(path)
-    path.write_bytes(whole)
-    TokenShard(path, check=True)
-
-
-def test_a_shard_of_the_version_before_is_read_and_its_ids_looked_at(tmp_path, tokenizer):
-    path = tmp_path / "some.bin"
-    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES))
-    tokens, documents = TokenShard(path).tokens.tolist(), TokenShard(path).documents.tolist()
-    old = version_1(path)
-    path.write_bytes(old)
-    shard = TokenShard(path)
-    assert shard.tokens.tolist() == tokens
-    assert shard.documents.tolist() == documents
-    check_tokenizer(shard, tokenizer)
-    size = tokenizer.vocab_size
-    path.write_bytes(old[:64] + size.to_bytes(2, "little") + old[66:])
-    with pytest.raises(DataError, match=rf"some\.bin is damaged: token {size} in a vocabulary of {size}; run `moemla"):
-        TokenShard(path)
-    path.write_bytes(old[:12] + (size + 1).to_bytes(4, "little") + old[16:])
-    with pytest.raises(DataError, match=rf"is damaged: a vocabulary of {size + 1}, its tokenizer has {size}"):
-        check_tokenizer(TokenShard(path), tokenizer)
-
-
-def test_a_large_shard_is_read_at_opening_only_when_asked(tmp_path, tokenizer, monkeypatch):
-    path = tmp_path / "some.bin"
-    write_shard(path, tokenizer, tokenizer.encode_batch(STORIES * 9))
-    whole = path.read_bytes()
-    monkeypatch.setattr(TokenShard, "CHECKED", 100)
-    path.write_bytes(whole[:72] + b"\1\0" + whole[74:])
-    TokenShard(path)
-    with pytest.raises(DataError, match="its tokens do not have their checksum"):
-        TokenShard(path, check=True)
-    path.write_bytes(whole[:72] + b"\xff\xff" + whole[74:])
-    batches = Batches(TokenShard(path), 1, 8)  # whose batches are looked at all the same
-    with pytest.raises(DataError, match=f"is damaged: token 65535 in a vocabulary of {tokenizer.vocab_size}"):
-        for step in range(batches.steps_per_epoch):
-            batches.batch(step)
-    path.write_bytes(whole[:64] + whole[64:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    with pytest.raises(DataError, match="is damaged"):  # as are header and documents
-        TokenShard(path, check=False)
-
-
-def test_a_shard_of_another_tokenizer_is_refused(ring, tokenizer):
-    check_tokenizer(ring, tokenizer)
-    other = Tokenizer.train(STORIES[:2] * 4, vocab_size=280)
-    with pytest.raises(DataError, match=f"tokenizer {tokenizer.hash[:12]}, not {other.hash[:12]}"):
-        check_tokenizer(ring, other)
-
-
-@pytest.mark.parametrize(("limit", "full"), [(0, "data.json"), (1000, "train.bin"), (40_000, "train.bin")])
-def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit, full):
-    files["train"].write_bytes(text_of(STORIES * 500))
-    out = tmp_path / "out"
-    code = f"""
-        import resource, signal
-        from moemla.data import prepare
-        from moemla.errors import DataError
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-        try:
-            prepare({str(out)!r}, "files", {str(files["train"])!r}, {str(files["valid"])!r}, vocab_size=300)
-        except DataError as error:
-            print(error)
-    """
-    result = subprocess.run(
-        [sys.executable, "-B", "-c", textwrap.dedent(code)],
-        env=os.environ | {"PYTHONPATH": os.getcwd()},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.stderr == ""
-    (line,) = result.stdout.splitlines()
-    assert line == f"cannot write {out}/{full}: no space left; nothing was left half-written"
-    assert list(out.iterdir()) == []
 
 
 # --- prepare --------------------------------------------------------------------------------------
@@ -570,6 +204,34 @@ def test_bad_input_is_a_data_error_and_leaves_no_output(tmp_path, files):
         prepare(occupied, source="files", **files)
 
 
+@pytest.mark.parametrize(("limit", "full"), [(0, "data.json"), (1000, "train.bin"), (40_000, "train.bin")])
+def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, files, limit, full):
+    files["train"].write_bytes(text_of(STORIES * 500))
+    out = tmp_path / "out"
+    code = f"""
+        import resource, signal
+        from moemla.data import prepare
+        from moemla.errors import DataError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+        try:
+            prepare({str(out)!r}, "files", {str(files["train"])!r}, {str(files["valid"])!r}, vocab_size=300)
+        except DataError as error:
+            print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    assert line == f"cannot write {out}/{full}: no space left; nothing was left half-written"
+    assert list(out.iterdir()) == []
+
+
 # --- what is the user's own -----------------------------------------------------------------------
 
 
@@ -729,104 +391,3 @@ def test_a_flipped_bit_in_prepared_data_is_found_and_mended(tmp_path, files):
     shard.write_bytes(whole[:90] + bytes([whole[90] ^ 4]) + whole[91:])
     assert prepare(tmp_path / "out", **ask) == record
     assert shard.read_bytes() == whole
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seq_len=st.integers(1, 100),
-    batch_size=st.integers(1, 9),
-    seed=st.integers(0, 99),
-    epoch=st.integers(0, 3),
-)
-def test_each_epoch_visits_every_window_once(ring, seq_len, batch_size, seed, epoch):
-    batches = Batches(ring, batch_size, seq_len, seed)
-    assert batches.windows == 101 // seq_len
-    first = epoch * batches.windows  # of the stream of windows
-    rows = []
-    for step in range(first // batch_size, (first + batches.windows) // batch_size + 1):
-        tokens, targets = batches.batch(step)
-        assert tokens.shape == targets.shape == (batch_size, seq_len)
-        assert tokens.dtype == targets.dtype == torch.int64
-        rows += [(step * batch_size + b, tokens[b], targets[b]) for b in range(batch_size)]
-    predicted = []
-    for index, tokens, targets in rows:
-        assert torch.equal(tokens[1:], targets[:-1])
-        start = ring.tokens.tolist().index(int(tokens[0]))  # all tokens differ
-        window = [int(ring.tokens[(start + i) % 101]) for i in range(seq_len + 1)]
-        assert [*tokens.tolist(), int(targets[-1])] == window
-        if first <= index < first + batches.windows:
-            predicted += targets.tolist()
-    assert len(predicted) == len(set(predicted)) == batches.windows * seq_len
-
-
-def test_batches_are_a_function_of_the_step(ring):
-    batches = Batches(ring, 4, 7, seed=5)
-    straight = [batch for batch, _ in zip(batches, range(40), strict=False)]
-    resumed = Batches(ring, 4, 7, seed=5)
-    for step in (39, 0, 17, 17, 3, 38):
-        for ours, theirs in zip(resumed.batch(step), straight[step], strict=True):
-            assert torch.equal(ours, theirs)
-
-
-def test_epochs_and_seeds_have_orders_of_their_own(ring):
-    batches = Batches(ring, 10, 10)
-    assert batches.windows == 10
-    assert batches.steps_per_epoch == 1
-    assert [batches.epoch(step) for step in range(3)] == [0, 1, 2]
-    orders = [batches.batch(0)[0], batches.batch(1)[0], Batches(ring, 10, 10, seed=1).batch(0)[0]]
-    for i in range(3):
-        for j in range(i):
-            assert not torch.equal(orders[i], orders[j])
-            # the cuts move too, not only their order
-            assert set(orders[i][:, 0].tolist()) != set(orders[j][:, 0].tolist())
-
-
-def test_steps_of_an_epoch_are_rounded_up(ring):
-    batches = Batches(ring, 4, 10)
-    assert batches.steps_per_epoch == 3
-    assert [batches.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_ranks_share_the_rows_of_one_batch(ring, ranks):
-    whole = Batches(ring, 12, 9, seed=2)
-    parts = [Batches(ring, 12, 9, seed=2, world=World(rank, ranks)) for rank in range(ranks)]
-    for step in range(5):
-        for side in range(2):
-            together = torch.cat([part.batch(step)[side] for part in parts])
-            assert torch.equal(together, whole.batch(step)[side])
-        assert {part.epoch(step) for part in parts} == {whole.epoch(step)}
-
-
-def test_a_shard_smaller_than_a_window_says_how_many_tokens_are_needed(ring):
-    assert Batches(ring, 3, 100).batch(0)[0].shape == (3, 100)
-    with pytest.raises(DataError, match=r"has 101 tokens; one window of seq_len=101 needs 102"):
-        Batches(ring, 3, 101)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"batch_size": 0}, "batch_size=0: must be a whole number of at least 1"),
-        ({"seq_len": 0}, "seq_len=0: must be a whole number of at least 1"),
-        ({"seed": -1}, "seed=-1: must be 0 or more"),
-        ({"world": World(0, 3)}, "batch_size=4: must be a multiple of the 3 ranks"),
-    ],
-)
-def test_wrong_settings_of_batches_are_named(ring, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Batches(ring, **({"batch_size": 4, "seq_len": 8} | wrong))
-    with pytest.raises(IndexError, match="step -1"):
-        Batches(ring, 4, 8).batch(-1)
-
-
-def test_batches_can_be_trained_on(ring):
-    """They are tensors of their own: writing into one changes neither the shard nor the next batch."""
-    tokens, targets = Batches(ring, 2, 5).batch(0)
-    before = targets.clone()
-    tokens.fill_(0)
-    assert torch.equal(targets, before)
-    assert torch.equal(Batches(ring, 2, 5).batch(0)[1], before)

@@ -69,3 +69,11 @@ def test_rows_carry_their_own_work():
     assert a.binds == b.binds == "products"
     assert a.tokens_per_second == pytest.approx(6 / a.seconds)
     assert isinstance(a, Row) and a.spread >= 0 and a.rounds >= 5
+
+
+def test_measuring_the_machine_leaves_the_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert matmul_rate(size=64) > 1e6
+    assert torch.equal(torch.rand(4), expected)

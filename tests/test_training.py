@@ -1,11 +1,8 @@
-"""Training learns, logs what it did, and after any interruption goes on as if nothing had happened."""
+"""Training learns, goes on after any interruption as if nothing had happened, and leaves no traces in the caller."""
 
-import json
 import math
 import os
-import shutil
 import signal
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,57 +10,36 @@ import torch
 
 from moemla import training
 from moemla.balancing import Balancer, switch_loss, z_loss
-from moemla.checkpoint import _sum_of, best_of, checkpoints, data_folder, load
-from moemla.config import ADDED, VERSION, ModelConfig, TrainConfig
-from moemla.data import prepare
+from moemla.checkpoint import best_of, checkpoints, load
+from moemla.config import TrainConfig
 from moemla.errors import DataError, MoemlaError
-from moemla.evaluation import evaluate
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
-from moemla.optim import learning_rate, make_optimizers
+from moemla.optim import make_optimizers
 from moemla.routing import record_routing
 from moemla.runs import Progress, read_metrics
 from moemla.shards import Batches, TokenShard, write_shard
-from moemla.text import read_stories
 from moemla.tokenizer import Tokenizer
 from moemla.training import train, train_step
 from tests.helpers import close, model_of, tokens_of
-from tests.runs import code_of, files_in, fork, make_data, micro, quick, wait_for, write_texts
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data"))
+from tests.runs import (
+    Stop,
+    code_of,
+    files_in,
+    fork,
+    micro,
+    quick,
+    same_weights,
+    stop_after,
+    wait_for,
+    what_was_learnt,
+)
 
 
 @pytest.fixture(autouse=True)
 def quick_measuring(monkeypatch):
     """The real measurement, of smaller matrices: what else it does to the run must still show."""
     monkeypatch.setattr(training, "matmul_rate", lambda device, dtype: matmul_rate(device, dtype, 64))
-
-
-class Stop(Exception):
-    """Raised by a test from inside a run, as a process that dies."""
-
-
-def stop_after(step: int):
-    def on_progress(row):
-        if row.step >= step:
-            raise Stop
-
-    return on_progress
-
-
-def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    mine, other = a.state_dict(), b.state_dict()
-    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
-
-
-def what_was_learnt(run: Path) -> list[dict]:
-    """The rows of the log without the clock's."""
-    clock = {"seconds", "tokens_per_second", "utilisation", "seconds_left"}
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in clock} for row in rows]
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -226,42 +202,6 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path, data):
     assert same_weights(model, again) and (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
 
 
-@pytest.mark.parametrize("left", ["metrics.jsonl", "train.json"])
-def test_a_run_is_not_overwritten(tmp_path, data, left):
-    train(micro(), quick(2), data, tmp_path / "run")
-    if left == "metrics.jsonl":  # train.json is gone, checkpoints are not
-        (tmp_path / "run" / "train.json").unlink()
-    before = {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
-    with pytest.raises(MoemlaError, match="--resume"):
-        train(micro(), quick(2), data, tmp_path / "run")
-    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
-
-
-@pytest.mark.parametrize(
-    "model,settings,named",
-    [
-        (dict(d_expert=16), {}, "d_expert"),
-        (dict(dropout=0.1, top_k=1), {}, "dropout, top_k"),
-        ({}, dict(lr=1e-3), "lr"),
-        ({}, dict(steps=9, seed=4), "seed, steps"),
-    ],
-    ids=str,
-)
-def test_changed_settings_are_refused_by_name(tmp_path, data, model, settings, named):
-    train(micro(), quick(2), data, tmp_path / "run")
-    with pytest.raises(MoemlaError, match=rf"other settings \({named}\)"):
-        train(micro(**model), replace(quick(2), **settings), data, tmp_path / "run", resume=True)
-
-
-def test_other_data_is_refused(tmp_path, data):
-    train(micro(), quick(2), data, tmp_path / "run")
-    texts = write_texts(tmp_path)
-    texts["train"].write_text(texts["train"].read_text().replace("cat", "cow"))
-    prepare(tmp_path / "data", source="files", vocab_size=300, **texts)
-    with pytest.raises(MoemlaError, match=r"other settings \(data\)"):
-        train(micro(), quick(2), tmp_path / "data", tmp_path / "run", resume=True)
-
-
 def test_a_tokenizer_that_does_not_match_is_refused(tmp_path, data):
     for name in ("train.bin", "data.json"):
         (tmp_path / name).write_bytes((data / name).read_bytes())
@@ -271,72 +211,6 @@ def test_a_tokenizer_that_does_not_match_is_refused(tmp_path, data):
     with pytest.raises(ValueError, match=r"vocab_size=301.*300"):
         train(micro(vocab_size=301), quick(2), data, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["train.json", "metrics.jsonl"])
-def test_a_damaged_run_is_one_clear_line(tmp_path, data, name):
-    train(micro(), quick(2), data, tmp_path / "run")
-    (tmp_path / "run" / name).write_text('{"step": 1, \n')
-    with pytest.raises(MoemlaError, match=name) as error:
-        train(micro(), quick(2), data, tmp_path / "run", resume=True)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
-def test_a_damaged_data_json_is_one_clear_line(tmp_path, data, content):
-    for name in ("train.bin", "tokenizer.json"):
-        (tmp_path / name).write_bytes((data / name).read_bytes())
-    (tmp_path / "data.json").write_text(content)
-    with pytest.raises(MoemlaError, match=r"data\.json") as error:
-        train(micro(), quick(2), tmp_path, tmp_path / "run")
-    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
-
-
-# --- the log --------------------------------------------------------------------------------------
-
-
-def test_rows_of_the_log(tmp_path, data):
-    settings = quick(10, log_every=4, load_window=3)
-    seen = []
-    train(micro(), settings, data, tmp_path / "run", on_progress=seen.append)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in lines] == [4, 8, 10]  # each log_every steps, and the last
-    for row in lines:
-        assert {"step", "tokens", "loss", "lr", "seconds"} <= row.keys()
-        assert row["tokens"] == row["step"] * 4 * 16
-        assert row["lr"] == learning_rate(row["step"] - 1, lr=settings.lr, min_lr=0.0, warmup=2, steps=10)
-        assert row["load_cv_floor"] == pytest.approx(math.sqrt((1 - 2 / 4) * 4 / (3 * 64 * 2)))
-        assert row["load_cv"] >= 0 and row["grad_norm"] > 0
-    assert read_metrics(tmp_path / "run") == seen
-    assert seen[-1].seconds_left == 0 and seen[0].utilisation > 0
-
-    train(micro(), replace(settings, log_every=1), data, tmp_path / "fine")
-    fine = [row.loss for row in read_metrics(tmp_path / "fine")]
-    for row, first, last in zip(lines, (0, 4, 8), (4, 8, 10), strict=True):
-        assert row["loss"] == pytest.approx(sum(fine[first:last]) / (last - first), rel=1e-6)
-
-
-def test_a_row_that_was_cut_is_dropped(tmp_path, data):
-    with pytest.raises(Stop):
-        train(micro(), quick(6), data, tmp_path / "run", checkpoint_every=2, on_progress=stop_after(5))
-    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 6, "tokens": 3')
-    assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
-    train(micro(), quick(6), data, tmp_path / "run", resume=True)
-    assert [row.step for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_the_log_needs_a_run(tmp_path):
-    with pytest.raises(MoemlaError, match=r"metrics\.jsonl"):
-        read_metrics(tmp_path)
-
-
-def test_measuring_the_machine_leaves_the_random_numbers_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(4)
-    torch.manual_seed(3)
-    assert matmul_rate(size=64) > 1e6
-    assert torch.equal(torch.rand(4), expected)
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
@@ -399,38 +273,6 @@ def test_auxiliary_losses_act_on_the_routers_and_are_not_in_the_loss():
     wanted = torch.autograd.grad(loss, [block.feedforward.router.weight for block in model.blocks])
     before = torch.stack([start[f"blocks.{i}.feedforward.router.weight"] for i in range(len(model.blocks))])
     close(before - torch.stack(wanted), moved[1][1], 1e-12)
-
-
-@pytest.mark.parametrize(
-    "wrong,message",
-    [
-        (dict(steps=0), "steps=0"),
-        (dict(steps=1.5), r"steps=1\.5"),
-        (dict(batch_size=-1), "batch_size=-1"),
-        (dict(batch_size=4, micro_batches=3), "micro_batches=3.*batch_size=4"),
-        (dict(log_every=0), "log_every=0"),
-        (dict(lr=0.0), r"lr=0\.0"),
-        (dict(lr=float("nan")), "lr=nan"),
-        (dict(clip=-1.0), r"clip=-1\.0"),
-        (dict(balance_rate=0.0), "balance_rate"),
-        (dict(warmup=-1), "warmup=-1"),
-        (dict(min_lr=-1e-3), "min_lr"),
-        (dict(weight_decay=-0.1), "weight_decay"),
-        (dict(seed=-1), "seed=-1"),
-        (dict(optimizer="sgd"), "optimizer='sgd'.*muon, adamw"),
-        (dict(precision="fp8"), "precision='fp8'.*bf16"),
-        (dict(balance_rule="loss"), "balance_rule='loss'.*sign"),
-        (dict(switch_loss=-0.01), "switch_loss"),
-        (dict(z_loss=-0.01), "z_loss"),
-    ],
-    ids=str,
-)
-def test_wrong_settings_are_named(wrong, message):
-    with pytest.raises(Exception) as error:  # beartype's own complaint about a type comes first in tests
-        TrainConfig(**wrong)
-    assert isinstance(error.value, ValueError) or "type" in type(error.value).__name__.lower()
-    if isinstance(error.value, ValueError):
-        error.match(message)
 
 
 @pytest.mark.parametrize(
@@ -578,37 +420,6 @@ def test_a_dense_model_has_no_auxiliary_loss():
     model = model_of("mla-rope", torch.float64, ffn="dense").train()
     text = tokens_of(8, 9), tokens_of(8, 9, seed=3)
     assert gradients_of_a_step(model, text, micro_batches=2, **AUXILIARY)[0] > 0
-
-
-# --- settings that go together --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "wrong,message",
-    [
-        (dict(steps=20, warmup=21), r"warmup=21: must be at most steps=20"),
-        (dict(lr=1e-3, min_lr=2e-3), r"min_lr=0\.002: must be at most lr=0\.001"),
-        (dict(balance_rule="quantile", balance_rate=3.0), r"balance_rate=3\.0.*at most 1"),
-        (dict(seed=2**70), "seed="),
-        (dict(seed=True), "seed=True"),
-        (dict(steps=True), "steps=True"),
-        *[
-            (dict([(name, value)]), f"{name}={value}: must be a finite number")
-            for name in ("lr", "min_lr", "weight_decay", "clip", "balance_rate", "switch_loss", "z_loss")
-            for value in (math.inf, math.nan)
-        ],
-    ],
-    ids=str,
-)
-def test_settings_that_cannot_work_are_named(wrong, message):
-    with pytest.raises(ValueError, match=message) as error:
-        TrainConfig(**wrong)
-    assert "\n" not in str(error.value)
-
-
-def test_the_default_warm_up_is_that_of_before():
-    assert TrainConfig().warmup == TrainConfig(steps=3).warmup == 50
-    assert TrainConfig(steps=20, warmup=20).warmup == 20
 
 
 # --- a start that fails leaves nothing ------------------------------------------------------------
@@ -782,101 +593,3 @@ def test_only_so_many_tokens_are_scored(tmp_path, data, monkeypatch):
     seen = training._Validation(data, Tokenizer.load(data / "tokenizer.json"), quick(1), torch.device("cpu"))
     assert seen.tokens.shape == (2, 16)
     assert torch.equal(seen.tokens.flatten()[1:], seen.targets.flatten()[:-1])
-
-
-# --- runs of before -------------------------------------------------------------------------------
-
-KEPT = Path(__file__).parent / "kept" / "version-0"  # made by the code before files had versions; never made again
-
-
-@pytest.fixture
-def kept(tmp_path) -> tuple[Path, dict]:
-    shutil.copytree(KEPT, tmp_path / "kept")
-    return tmp_path / "kept", json.loads((KEPT / "expected.json").read_text())
-
-
-def test_a_run_of_before_is_loaded_and_scored_as_then(kept, tmp_path, monkeypatch):
-    folder, expected = kept
-    monkeypatch.chdir(tmp_path)  # its data is named relative to another folder
-    model, tokenizer = load(folder / "run")
-    found = evaluate(model, tokenizer, read_stories(data_folder(folder / "run") / "valid.txt"), 16).to_dict()
-    assert {name: found[name] for name in ("stories", "tokens", "bytes")} == dict(stories=5, tokens=219, bytes=498)
-    assert found["nats_per_token"] == pytest.approx(expected["evaluation"]["nats_per_token"], rel=1e-5)
-
-
-def test_a_run_of_before_goes_on_as_then(kept):
-    folder, expected = kept
-    facts = json.loads((folder / "run" / "train.json").read_text())
-    config, settings = ModelConfig.from_dict(facts["model"]), TrainConfig(**ADDED["TrainConfig"] | facts["train"])
-    train(config, settings, folder / "data", folder / "run", resume=True, device="cpu")
-    losses = [row.loss for row in read_metrics(folder / "run")]
-    assert losses == pytest.approx(expected["losses"], rel=1e-4) and len(losses) == 6
-    assert json.loads((folder / "run" / "train.json").read_text()) == facts
-
-
-def test_fields_that_came_since_have_a_value_that_repeats_what_was_done():
-    facts = json.loads((KEPT / "run" / "train.json").read_text())
-    for kind, part in ((ModelConfig, "model"), (TrainConfig, "train")):
-        missing = {field.name for field in fields(kind)} - facts[part].keys()
-        assert missing <= ADDED[kind.__name__].keys(), f"give {missing} a value in config.ADDED"
-
-
-def test_a_run_without_a_field_that_came_since_goes_on(tmp_path, data, monkeypatch):
-    with pytest.raises(Stop):
-        train(micro(), quick(4), data, tmp_path / "run", checkpoint_every=2, on_progress=stop_after(3))
-    path = tmp_path / "run" / "train.json"
-    facts = json.loads(path.read_text())
-    assert facts["version"] == VERSION
-    del facts["train"]["z_loss"], facts["model"]["routed_scale"]
-    path.write_text(json.dumps(facts))
-    with pytest.raises(MoemlaError, match="routed_scale"):
-        train(micro(), quick(4), data, tmp_path / "run", resume=True)
-    monkeypatch.setitem(ADDED, "ModelConfig", {"routed_scale": 1.0})
-    monkeypatch.setitem(ADDED, "TrainConfig", {"z_loss": 0.0})
-    train(micro(), quick(4), data, tmp_path / "run", resume=True)
-    monkeypatch.setitem(ADDED, "TrainConfig", {"z_loss": 0.5})  # not what this run did
-    with pytest.raises(MoemlaError, match=r"other settings \(z_loss\)"):
-        train(micro(), quick(4), data, tmp_path / "run", resume=True)
-
-
-@pytest.mark.parametrize("where", ["train.json", "train", "model", "config.json", "state.json"])
-def test_a_run_of_a_newer_version_is_refused_by_name(tmp_path, data, where):
-    train(micro(), quick(2), data, tmp_path / "run")
-    name = "config.json" if where == "config.json" else "train.json"
-    folder = checkpoints(tmp_path / "run")[-1] if where in ("config.json", "state.json") else tmp_path / "run"
-    path = folder / (where if where == "state.json" else name)
-    facts = json.loads(path.read_text())
-    part = facts[where] if where in ("train", "model") else facts
-    part["hyper"] = 1
-    facts["version"] = VERSION + 1
-    if where == "state.json":
-        facts.pop("sha256")
-        facts |= {"sha256": {"state": _sum_of({key: facts[key] for key in facts if key != "version"})}}
-    elif where == "config.json":
-        (folder / "state.json").write_text('{"step": 2}')
-    path.write_text(json.dumps(facts))
-    with pytest.raises(MoemlaError, match=rf"newer moemla.*version {VERSION + 1}") as error:
-        if where == "config.json":
-            load(tmp_path / "run")
-        else:
-            train(micro(), quick(2), data, tmp_path / "run", resume=True)
-    assert "\n" not in str(error.value) and (where == "state.json" or "hyper" in str(error.value))
-
-
-def test_the_data_of_a_run_is_found_from_anywhere(tmp_path, data, monkeypatch):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    shutil.copytree(data, tmp_path / "a" / "data")
-    monkeypatch.chdir(tmp_path / "a")
-    train(micro(), quick(1), "data", "b/run")
-    monkeypatch.chdir("/")
-    run = tmp_path / "a" / "b" / "run"
-    assert data_folder(run).samefile(tmp_path / "a" / "data")
-    shutil.copytree(run, tmp_path / "elsewhere")  # the run alone
-    assert data_folder(tmp_path / "elsewhere").samefile(tmp_path / "a" / "data")
-    os.replace(tmp_path / "a", tmp_path / "moved")  # both together
-    assert data_folder(tmp_path / "moved" / "b" / "run").samefile(tmp_path / "moved" / "data")
-    for damage in (dict(hash="0" * 64), None):  # another text has taken the place, or none is there
-        record = tmp_path / "moved" / "data" / "data.json"
-        record.unlink() if damage is None else record.write_text(json.dumps(damage))
-        with pytest.raises(MoemlaError, match="--text"):
-            data_folder(tmp_path / "moved" / "b" / "run")
