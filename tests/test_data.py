@@ -13,7 +13,6 @@ import pytest
 
 from moemla import data
 from moemla.data import prepare
-from moemla.distributed import World
 from moemla.errors import DataError, MoemlaError
 from moemla.shards import TokenShard, check_tokenizer
 from moemla.text import read_stories
