@@ -116,7 +116,7 @@ def fetch_hub(out: str | os.PathLike[str], split: str, limit: int, progress: Rep
 
 
 def fetch_claimed(out: Path, split: str, limit: int, progress: Report | None) -> Path:
-    """`fetch_hub` for who has claimed `out` already. Built in chapter 1."""
+    """`fetch_hub` for who has claimed `out` already. Built in chapter 13."""
     path = out / f"hub-{split}.txt"
     part = path.with_name(path.name + ".part")
     try:
@@ -153,7 +153,7 @@ def _whole_rows(path: Path) -> tuple[int, int]:
 def watched(
     items: Iterable[str], label: str, total: int | None, progress: Report | None, start: int = 0
 ) -> Iterator[str]:
-    """`items`, with a report at their beginning, after each CHUNK of them, and at their end. Built in chapter 1."""
+    """`items`, with a report at their beginning, after each CHUNK of them, and at their end. Built in chapter 13."""
     done = start
     if progress:
         progress(label, done, total)
