@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         checkpoint as checkpoint,
         checks as checks,
         cli as cli,
+        commands as commands,
         complexity as complexity,
         config as config,
         data as data,

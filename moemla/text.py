@@ -120,7 +120,7 @@ def fetch_hub(out: str | os.PathLike[str], split: str, limit: int, progress: Rep
 
 
 def fetch_claimed(out: Path, split: str, limit: int, progress: Report | None) -> Path:
-    """`fetch_hub` for who has claimed `out` already. Built in chapter 1."""
+    """`fetch_hub` for who has claimed `out` already. Built in chapter 13."""
     path = out / f"hub-{split}.txt"
     part = path.with_name(path.name + ".part")
     try:

@@ -831,7 +831,7 @@ MUSEUM = (
     Mutant(
         "reader-ends-training",
         "A reader that leaves (head) ends the training without a checkpoint.",
-        "cli",
+        "commands/terminal",
         "        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())\n",
         "        raise\n",
         "test_cli.py",
