@@ -863,6 +863,8 @@ MUSEUM = (
         "            pass\n",
         "test_training.py",
         "validation_changes",
+    ),
+    Mutant(
         "check-without-gradients",
         "A check compares outputs alone: a value cut off from its gradient passes.",
         "checks/compare",
