@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -197,7 +197,8 @@ def load(
 
     Where there are none, one line says where they are expected (`ResultError`), unless missing_ok. Built in chapter 15.
     """
-    paths = sorted(_paths(Path(folder), experiment, scale))
+    any_name = "[!.]*"
+    paths = sorted(map(str, Path(folder).glob(f"{experiment or any_name}/{scale or any_name}/{any_name}.json")))
     if not paths:
         old = sorted(path.name for path in Path(folder).glob("*.*.json"))
         if old:
@@ -211,23 +212,6 @@ def load(
             "results/ beside book/; start there, or name that folder"
         )
     return [read(path) for path in paths]
-
-
-def _paths(folder: Path, experiment: str | None, scale: str | None) -> Iterator[str]:
-    for above in _folders(folder, experiment):
-        for inside in _folders(above, scale):
-            yield from (
-                entry.path
-                for entry in os.scandir(inside)
-                if entry.name.endswith(".json") and not entry.name.startswith(".")
-            )
-
-
-def _folders(folder: Path, name: str | None) -> Iterator[Path]:
-    if name is not None:
-        yield from (path for path in [folder / name] if path.is_dir())
-    elif folder.is_dir():
-        yield from (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def comparable(*runs: Result, differ_in: Iterable[str]) -> list[Result]:

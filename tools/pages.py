@@ -235,8 +235,11 @@ def _machine(machine: dict) -> str:
 
 
 def _command(run) -> str:
-    """What would make the file now: an experiment by its name of today, texts by theirs, wherever they lay."""
-    words = [word.rpartition("/")[2] for word in run.provenance["command"].split()[1:]]
+    """What would make the file here and now: an experiment by its name of today, texts by theirs, wherever they lay."""
+    command = run.provenance["command"]
+    if run.experiment != "bench":  # which keeps nothing without a folder
+        command = re.sub(r" --folder[ =]\S+", "", command)
+    words = [word.rpartition("/")[2] for word in command.split()[1:]]
     before = run.provenance.get("before", {}).get("file", "").partition(".")[0]
     return " ".join(["moemla", *(run.experiment if word == before else word for word in words)])
 
@@ -267,8 +270,8 @@ def progress_page() -> str:
 
     out = ["# What is measured and what is running", ""]
     out += [
-        "An experiment is a set of runs that is fixed before the first of them. Chapters show it when all are there;",
-        "until then this page counts them, as they were when it was written.",
+        "An experiment is a set of runs that is fixed before the first of them. Chapters show it when all are",
+        "there; until then this page, which `make notebooks` writes, counts them.",
         "",
         "| experiment | scale | text | runs |",
         "|---|---|---|---:|",

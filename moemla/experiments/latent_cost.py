@@ -8,6 +8,7 @@ choice, are the measurement, each variant at its own best rate; seed s gives all
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from moemla import complexity
 from moemla.cells import BUILTIN, Cell, model_config, train_config
 from moemla.checkpoint import checkpoints
+from moemla.config import ModelConfig
 from moemla.errors import Diverged, MoemlaError
 from moemla.evaluation import evaluate, mean_interval
 from moemla.experiments.runner import Text
@@ -114,7 +116,7 @@ def _cell(scale: str, text: Text, variant: str, lr: float, seed: int, part: str 
         scale=scale,
         data=text.data,
         tags=dict(arm=arm, variant=variant, part=part, text=text.source, scored=size.scored),
-        model=model_config("tiny", variant, vocab_size=text.vocab_size, max_seq_len=MAX_SEQ_LEN),
+        model=_model(variant, text.vocab_size),
         train=train_config(
             steps=steps,
             batch_size=size.batch_size,
@@ -126,6 +128,11 @@ def _cell(scale: str, text: Text, variant: str, lr: float, seed: int, part: str 
             seed=seed,
         ),
     )
+
+
+@cache
+def _model(variant: str, vocab_size: int) -> ModelConfig:
+    return model_config("tiny", variant, vocab_size=vocab_size, max_seq_len=MAX_SEQ_LEN)
 
 
 def work(cell: Cell, text: Text, scratch: Path, progress=None) -> dict[str, Any]:

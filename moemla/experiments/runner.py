@@ -250,12 +250,14 @@ def _tally(experiment: Any, scale: str, runs: list[Result]) -> Tally:
     text = Text(settings["tags"].get("text", BUILTIN), settings["data"], size)
     if scale not in experiment.SCALES:  # of another version
         return Tally(experiment.NAME, scale, text, [], 1)
-    shelf = {run.key: run for run in runs}
-    done = [shelf[cell.key] for cell in experiment.cells(scale, text) if cell.key in shelf]
-    if hasattr(experiment, "choose") and len(done) == len(experiment.cells(scale, text)):
-        measuring = experiment.measure(scale, text, experiment.choose(done), None)
-        done += [shelf[cell.key] for cell in measuring if cell.key in shelf]
-    return Tally(experiment.NAME, scale, text, done, len(planned(experiment, scale, text)))
+    shelf, first = {run.key: run for run in runs}, experiment.cells(scale, text)
+    done, total = [shelf[cell.key] for cell in first if cell.key in shelf], len(first)
+    if hasattr(experiment, "choose"):
+        total += len(experiment.measure(scale, text, None))
+        if len(done) == len(first):
+            measuring = experiment.measure(scale, text, experiment.choose(done))
+            done += [shelf[cell.key] for cell in measuring if cell.key in shelf]
+    return Tally(experiment.NAME, scale, text, done, total)
 
 
 def finished(runs: Iterable[Result]) -> list[Result]:

