@@ -13,8 +13,8 @@ import json
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "moemla"
+from tools.book import PACKAGE
+
 SHELL = re.compile(r"^\s*[!%].*$", re.MULTILINE)
 
 

@@ -11,8 +11,8 @@ from moemla import ModelConfig, complexity
 from moemla.paper import claims
 from moemla.results import Result, write
 from tools import facts, pages
+from tools.book import ROOT
 
-ROOT = facts.ROOT
 README, PREFACE = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
 
 

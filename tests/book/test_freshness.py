@@ -5,8 +5,9 @@ import ast
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from tools.book import ROOT
 from tools.execute import main
-from tools.freshness import ROOT, Library, dump, files_of, fingerprint, is_fresh, modules_of
+from tools.freshness import Library, dump, files_of, fingerprint, is_fresh, modules_of
 
 FILES = {
     "__init__.py": "from .upper import Upper\nfrom . import lower\n",
