@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 
 import nbformat
@@ -238,6 +239,14 @@ def test_a_module_is_one_idea():
     """More than 400 lines are two ideas, but for lists of words."""
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in module_files().items()}
     assert {module: n for module, n in lines.items() if n > 400 and module not in WORD_LISTS} == {}
+
+
+def test_signatures_are_checked_in_every_module_but_the_kernels():
+    """The hook of tests/conftest.py; moemla itself and what runs it as a program hold no functions."""
+    names = set(module_files()) - {"", "__main__"}
+    loaders = {name: type(import_module(f"moemla.{name}").__loader__).__module__ for name in names}
+    plain = {name for name in names if not loaders[name].startswith("jaxtyping")}
+    assert plain == {name for name in names if name.partition(".")[0] == "kernels"}
 
 
 # ---- chapters: the plan, the contents, the docstrings
