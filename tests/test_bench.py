@@ -9,7 +9,7 @@ from moemla import bench, experts, results
 from moemla.cli import main
 from moemla.config import ModelConfig
 from moemla.measuring import Limits
-from tools.browser import ROOT
+from tools.book import ROOT
 
 
 @pytest.fixture(autouse=True)

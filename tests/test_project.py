@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 
 import nbformat
@@ -16,15 +17,15 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import moemla
-from tools.browser import ROOT, toc_files
+from tools.book import BOOK, ROOT, contents, plan
 from tools.freshness import module_files
 from tools.versions import TRIED, packages
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 TORCH_OWN = re.compile(r"triton|nvidia-.*|cuda-.*|setuptools|pip|wheel")  # torch pins those of its own build
-PLAN = yaml.safe_load((ROOT / "book" / "chapters.yml").read_text())
-TOC = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+PLAN = plan()
+TOC = contents()
 
 
 def constraints():
@@ -186,6 +187,19 @@ def test_contributing_names_every_target():
     assert named == targets
 
 
+def test_the_readme_names_every_module():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+    named = set(re.findall(r"`(\w+)/?`", " ".join(re.findall(r"^\| ([^|]*) \|", section, re.M))))
+    assert {name.partition(".")[0] for name in module_files()} - {"", "__main__"} <= named
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_are_there(name):
+    paths = re.findall(r"`([\w.-]+(?:/[\w.-]+)*\.(?:py|md|yml|toml|txt))`", (ROOT / name).read_text(encoding="utf-8"))
+    beside = [ROOT, *(ROOT / "moemla" / folder for folder in ("paper", "experiments"))]  # named after a neighbour
+    assert paths and [path for path in paths if not any((folder / path).exists() for folder in beside)] == []
+
+
 # ---- habits
 
 BIN = sys.prefix + "/bin/"
@@ -218,30 +232,46 @@ def test_the_floors_bite(tmp_path):
     assert done.returncode == 1 and "moemla.rope" in done.stdout
 
 
+WORD_LISTS = {"stories.world", "stories.plots"}
+
+
+def test_a_module_is_one_idea():
+    """More than 400 lines are two ideas, but for lists of words."""
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in module_files().items()}
+    assert {module: n for module, n in lines.items() if n > 400 and module not in WORD_LISTS} == {}
+
+
+def test_signatures_are_checked_in_every_module_but_the_kernels():
+    """The hook of tests/conftest.py; moemla itself and what runs it as a program hold no functions."""
+    names = set(module_files()) - {"", "__main__"}
+    loaders = {name: type(import_module(f"moemla.{name}").__loader__).__module__ for name in names}
+    plain = {name for name in names if not loaders[name].startswith("jaxtyping")}
+    assert plain == {name for name in names if name.partition(".")[0] == "kernels"}
+
+
 # ---- chapters: the plan, the contents, the docstrings
 
 
 def test_the_plan_is_whole():
-    assert [chapter["number"] for chapter in PLAN] == list(range(1, 20))
-    assert len({chapter["slug"] for chapter in PLAN}) == 19
+    assert [chapter.number for chapter in PLAN] == list(range(1, 20))
+    assert len({chapter.slug for chapter in PLAN}) == 19
 
 
 def test_the_contents_follow_the_plan():
-    planned = [f"book/{chapter['number']:02d}-{chapter['slug']}" for chapter in PLAN]
+    planned = [f"book/{chapter.page}" for chapter in PLAN]
     listed = [name for name in TOC if re.match(r"book/\d", name)]
     assert listed == [name for name in planned if name in listed], "chapters out of order or not in book/chapters.yml"
     missing = [name for name in TOC if not list(ROOT.glob(name + ".*"))]
     assert missing == [], "in _toc.yml and not there"
-    written = {f"book/{path.stem}" for path in (ROOT / "book").glob("[0-9]*")}
+    written = {f"book/{path.stem}" for path in BOOK.glob("[0-9]*")}
     assert written == set(listed)
 
 
-@pytest.mark.parametrize("chapter", PLAN, ids=[chapter["slug"] for chapter in PLAN])
+@pytest.mark.parametrize("chapter", PLAN, ids=[chapter.slug for chapter in PLAN])
 def test_a_chapters_title_is_the_planned_one(chapter):
-    path = ROOT / "book" / f"{chapter['number']:02d}-{chapter['slug']}.ipynb"
-    if path.exists():
-        first = nbformat.read(path, as_version=4).cells[0].source
-        assert first.splitlines()[0] == f"# {chapter['title']}"
+    if chapter.written:
+        first = nbformat.read(chapter.notebook, as_version=4).cells[0].source
+        assert first.splitlines()[0] == f"# {chapter.title}"
 
 
 def documented():
@@ -265,9 +295,9 @@ def test_docstring_names_its_chapter(module, name, said):
     said = BUILT.search(own) or BUILT.search(whole)
     assert own and said, f"moemla.{module}.{name} has no docstring, or none says 'Built in chapter N'"
     numbers = [int(number) for number in re.findall(r"\d+", said[1])]
-    plan = {chapter["number"]: chapter["slug"] for chapter in PLAN}
-    assert set(numbers) <= set(plan), f"moemla.{module}.{name}: there is no chapter {numbers}"
-    written = [path for n in numbers for path in (ROOT / "book").glob(f"{n:02d}-{plan[n]}.ipynb")]
+    chapters = {chapter.number: chapter for chapter in PLAN}
+    assert set(numbers) <= set(chapters), f"moemla.{module}.{name}: there is no chapter {numbers}"
+    written = [chapters[n].notebook for n in numbers if chapters[n].written]
     if len(written) == len(numbers):
         text = "\n".join(cell.source for path in written for cell in nbformat.read(path, as_version=4).cells)
         assert re.search(rf"\b{name}\b", text), f"chapter {numbers} does not name moemla.{module}.{name}"

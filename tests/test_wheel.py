@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.browser import ROOT
+from tools.book import ROOT
 from tools.wheel import COMMANDS, EXTRAS, build, try_commands
 
 

@@ -1,7 +1,6 @@
 """What a notebook of the book must be, as functions from a notebook to a list of problems (empty: all is well).
 
-`PAGE_CHECKS` hold for every notebook, `CHAPTER_CHECKS` for the chapters (book/NN-slug.ipynb) too. A chapter has the ten
-parts of the frame: the cell that opens part N carries the tag `frame-N`, and the cells after it belong to that part.
+`PAGE_CHECKS` hold for every notebook, `CHAPTER_CHECKS` for the chapters (book/NN-slug.ipynb) too.
 """
 
 from __future__ import annotations
@@ -12,8 +11,24 @@ from pathlib import Path
 
 import nbformat
 
+from tools.book import PACKAGE, is_chapter
+from tools.cells import (
+    DIRECTIVE,
+    asserts,
+    at,
+    code_cells,
+    has_run,
+    label_of,
+    library_names,
+    options_of,
+    output_text,
+    parse,
+    parts,
+    tags,
+    words,
+)
 from tools.chapter_code import run_definitions
-from tools.freshness import PACKAGE, SHELL, is_fresh
+from tools.freshness import SHELL, is_fresh
 
 MAX_BYTES = 300_000
 WORDS = (2_500, 4_000)
@@ -33,46 +48,6 @@ CLOCKS = {
 CLOCK_OUTPUT = re.compile(r"\b\d[\d,.]*k? ?(tokens?|tok|it|steps?)/s\b|\bs/it\b|\b\d\d:\d\d:\d\d\b")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|private|var/folders)/\S*")
-DIRECTIVE = re.compile(r"^\s*(?:`{3,}|:{3,})\{([\w:-]+)\}[ \t]*(.*)$", re.MULTILINE)
-
-
-def is_chapter(path: Path) -> bool:
-    return re.fullmatch(r"\d\d-[a-z0-9-]+\.ipynb", path.name) is not None
-
-
-def tags(cell) -> set[str]:
-    return set(cell.metadata.get("tags", []))
-
-
-def code_cells(notebook, with_skipped: bool = False) -> list:
-    """Code cells that hold code; those that are not run here (`skip-execution`) only when asked for."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    return cells if with_skipped else [cell for cell in cells if "skip-execution" not in tags(cell)]
-
-
-def parse(cell) -> ast.Module:
-    try:
-        return ast.parse(SHELL.sub("", cell.source))
-    except SyntaxError:
-        return ast.Module(body=[], type_ignores=[])
-
-
-def at(notebook, cell) -> str:
-    """Where a cell is, for the person who mends it."""
-    first = cell.source.strip().splitlines()[0][:60] if cell.source.strip() else "empty"
-    return f"cell {notebook.cells.index(cell)} ({first})"
-
-
-def parts(notebook) -> dict[int, list]:
-    """The cells of each part of the frame."""
-    found: dict[int, list] = {}
-    current = None
-    for cell in notebook.cells:
-        numbers = [int(tag[6:]) for tag in tags(cell) if re.fullmatch(r"frame-\d+", tag)]
-        current = min(numbers) if numbers else current
-        if current is not None:
-            found.setdefault(current, []).append(cell)
-    return found
 
 
 # ---- every notebook
@@ -131,7 +106,7 @@ def check_alt(notebook) -> list[str]:
                 problems.append(f"{at(notebook, cell)} has an image without alt text")
             for match in DIRECTIVE.finditer(cell.source):
                 if match[1] in ("figure", "image"):
-                    options = re.match(r"(\s*:[\w-]+:.*\n?)*", cell.source[match.end() + 1 :])[0]
+                    options = options_of(cell.source, match)
                     if not re.search(r":alt:\s*\S", options):
                         problems.append(f"{at(notebook, cell)} has a {match[1]} without :alt:")
     return problems
@@ -161,16 +136,6 @@ def check_stable(notebook) -> list[str]:
         if MACHINE_PATH.search(text):
             problems.append(f"{at(notebook, cell)} shows a path of this machine: {MACHINE_PATH.search(text)[0]}")
     return problems
-
-
-def output_text(cell) -> str:
-    """All that a cell shows as text."""
-    pieces = []
-    for output in cell.get("outputs", []):
-        pieces.append(output.get("text", ""))
-        data = output.get("data", {})
-        pieces += [data[kind] for kind in ("text/plain", "text/markdown", "text/html") if kind in data]
-    return "\n".join(piece if isinstance(piece, str) else "".join(piece) for piece in pieces)
 
 
 def _reads_clock(node: ast.AST, clocked: set[str]) -> bool:
@@ -205,7 +170,7 @@ def check_asserts(notebook) -> list[str]:
     return [
         f"part {number} has no executed assert"
         for number in (6, 7, 8)
-        if number in found and not any(_asserts(cell) for cell in found[number] if _has_run(cell))
+        if number in found and not any(asserts(cell) for cell in found[number] if has_run(cell))
     ]
 
 
@@ -220,7 +185,7 @@ def check_library(notebook) -> list[str]:
     trees = [parse(cell) for cell in cells]
     names = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
     classes = {n.name for c in code_cells(notebook) for n in ast.walk(parse(c)) if isinstance(n, ast.ClassDef)}
-    library = _library_names(notebook)
+    library = library_names(notebook)
     problems = []
     if not names & classes:
         problems.append("part 7 uses no class defined in this notebook")
@@ -238,33 +203,6 @@ def check_words(notebook) -> list[str]:
     return [] if WORDS[0] <= count <= WORDS[1] else [f"{count} words; a chapter has {WORDS[0]:,} to {WORDS[1]:,}"]
 
 
-def words(notebook) -> int:
-    """Words of prose: code, formulas, directives and their options are not read as prose."""
-    text = "\n".join(line for c in notebook.cells if c.cell_type == "markdown" for line in _prose(c.source))
-    text = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " x ", text, flags=re.DOTALL)
-    text = re.sub(r"\{[\w:-]+\}|\]\([^)]*\)|<[^>]+>", " ", text)
-    return len(re.findall(r"[^\W_][\w'’.,-]*", text))
-
-
-def _prose(source: str) -> list[str]:
-    """The lines of a markdown cell that are prose: not code, nor the fences, options and labels of directives."""
-    kept = []
-    fences: list[tuple[str, bool]] = []  # open fences, and whether what stands in them is prose
-    for line in source.splitlines():
-        fence = re.match(r"\s*(`{3,}|:{3,})(.*)", line)
-        if fence:
-            mark, info = fence[1], fence[2].strip()
-            if fences and fences[-1][0] == mark and not info:
-                fences.pop()
-            elif not fences or fences[-1][1]:
-                directive = re.match(r"\{([\w:-]+)\}", info)
-                code = directive is None or directive[1] in ("math", "code", "code-block", "raw", "bibliography")
-                fences.append((mark, not code))
-        elif all(prose for _, prose in fences) and not re.match(r"\s*:[\w-]+:|\s*\([\w-]+\)=", line):
-            kept.append(line)
-    return kept
-
-
 def check_picture(notebook) -> list[str]:
     """Part 1 has the picture that carries the idea."""
     for cell in parts(notebook).get(1, []):
@@ -279,7 +217,7 @@ def check_exercises(notebook) -> list[str]:
     problems = []
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     found = [(source, match) for source in text for match in DIRECTIVE.finditer(source)]
-    asked = [_label(source, match) for source, match in found if match[1] in ("exercise", "exercise-start")]
+    asked = [label_of(source, match) for source, match in found if match[1] in ("exercise", "exercise-start")]
     answers = [(source, match) for source, match in found if match[1] in ("solution", "solution-start")]
     solved = {match[2].strip() for _, match in answers}
     if len(asked) < EXERCISES:
@@ -288,7 +226,7 @@ def check_exercises(notebook) -> list[str]:
     problems += [
         f"solution {match[2].strip()} is not folded (:class: dropdown)"
         for source, match in answers
-        if "dropdown" not in _options(source, match)
+        if "dropdown" not in options_of(source, match)
     ]
     triples, incomplete = exercises_with_code(notebook)
     problems += incomplete
@@ -314,7 +252,7 @@ def exercises_with_code(notebook) -> tuple[list[tuple], list[str]]:
             problems.append(f"{at(notebook, stub)} is an exercise without the tag raises-exception")
         elif solution is None:
             problems.append(f"{at(notebook, stub)} has no cell tagged solution")
-        elif solution + 1 >= stop or not _asserts(after[solution + 1]):
+        elif solution + 1 >= stop or not asserts(after[solution + 1]):
             problems.append(f"{at(notebook, after[solution])} is followed by no check (a cell with an assert)")
         else:
             triples.append((stub, after[solution], after[solution + 1]))
@@ -359,47 +297,6 @@ def _run(cells, namespace: dict) -> tuple[Exception | None, bool]:
     except Exception as error:
         return error, unfinished
     return None, unfinished
-
-
-def _has_run(cell) -> bool:
-    return cell.cell_type == "code" and cell.get("execution_count") is not None
-
-
-def _asserts(cell) -> bool:
-    """An assert (or torch's or numpy's assert_...) that runs when the cell does: one inside a function need not."""
-    todo = list(parse(cell).body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.Assert):
-            return True
-        if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name.startswith("assert_"):
-                return True
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            todo += ast.iter_child_nodes(node)
-    return False
-
-
-def _library_names(notebook) -> set[str]:
-    """Names that a notebook binds to moemla or to something in it."""
-    names = set()
-    for cell in code_cells(notebook, with_skipped=True):
-        for node in ast.walk(parse(cell)):
-            if isinstance(node, ast.Import):
-                names |= {(n.asname or n.name.split(".")[0]) for n in node.names if n.name.split(".")[0] == "moemla"}
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "moemla":
-                names |= {n.asname or n.name for n in node.names}
-    return names
-
-
-def _options(source: str, match: re.Match) -> str:
-    return re.match(r"(\s*:[\w-]+:.*\n?)*", source[match.end() + 1 :])[0]
-
-
-def _label(source: str, match: re.Match) -> str | None:
-    found = re.search(r":label:\s*(\S+)", _options(source, match))
-    return found[1] if found else None
 
 
 PAGE_CHECKS = (check_executed, check_errors, check_size, check_fresh, check_alt, check_stable)

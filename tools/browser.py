@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.book import ROOT, contents
+
 HTML = ROOT / "_build" / "html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 FLAGS = [
@@ -159,22 +160,9 @@ def settle(page) -> None:
     )
 
 
-def pages(folder: Path = HTML) -> list[str]:
-    """The pages of the contents that have been rendered, as paths below `folder`, first page first."""
-    import yaml
-
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [f"{name}.html" for name in toc_files(toc)]
-
-
-def toc_files(toc: dict) -> list[str]:
-    """The documents that a table of contents names, in order, without suffix."""
-    names = [toc["root"]] if "root" in toc else []
-    names += [toc["file"]] if "file" in toc else []
-    for key in ("parts", "chapters", "sections"):
-        for entry in toc.get(key, []):
-            names += toc_files(entry)
-    return names
+def pages() -> list[str]:
+    """The pages of the contents, as paths below the rendered book, first page first."""
+    return [f"{name}.html" for name in contents()]
 
 
 def main() -> int:

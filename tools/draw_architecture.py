@@ -1,6 +1,6 @@
 """Draws book/_static/architecture.svg: one block of MoE-MLA-RoPE, widths to scale at size M.
 
-python tools/draw_architecture.py [FILE]
+python -m tools.draw_architecture [FILE]
 """
 
 import sys
@@ -11,10 +11,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from moemla.config import ModelConfig
 from moemla.plots import COLOURS, style
+from tools.book import BOOK
 
 INK, PALE, CACHE_INK = "#333333", "#f6f6f6", "#7a4f00"
 UNIT = 3.0 / 512  # drawing units for one number of a token's vector
-DEFAULT = Path(__file__).parent.parent / "book" / "_static" / "architecture.svg"
+DEFAULT = BOOK / "_static" / "architecture.svg"
 CHOSEN = (4, 13, 22, 37, 45, 58)  # which six experts are lit: any six would do
 
 

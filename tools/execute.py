@@ -16,9 +16,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tools.freshness import PACKAGE, ROOT, fingerprint, is_fresh
+from tools.book import BOOK, PACKAGE, notebooks
+from tools.freshness import fingerprint, is_fresh
 
-BOOK = ROOT / "book"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None, book: Path = BOOK, package: Path = 
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of book/ when left out")
     options = parser.parse_args(arguments)
     failed = []
-    for path in options.notebooks or sorted(book.glob("*.ipynb")):
+    for path in options.notebooks or notebooks(book):
         if not options.force and is_fresh(nbformat.read(path, as_version=4), package):
             print(f"{path.name}: fresh")
             continue

@@ -10,21 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tools.book import BOOK, RESULTS, plan
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
 _BLOCK = re.compile(r"(<!-- ([a-z-]+), written by tools/pages\.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
-def chapters(book: Path = ROOT / "book") -> str:
+def chapters(book: Path = BOOK) -> str:
     """How many chapters of the plan are there, and which."""
-    plan = yaml.safe_load((book / "chapters.yml").read_text(encoding="utf-8"))
-    written = [c["title"] for c in plan if (book / f"{c['number']:02d}-{c['slug']}.ipynb").exists()]
-    if len(written) == len(plan):
-        return f"All {len(plan)} chapters are written."
+    chapters = plan(book)
+    written = [chapter.title for chapter in chapters if chapter.written]
+    if len(written) == len(chapters):
+        return f"All {len(chapters)} chapters are written."
     return (
-        f"{len(written)} of {len(plan)} chapters are written: {', '.join(written)}.\n"
+        f"{len(written)} of {len(chapters)} chapters are written: {', '.join(written)}.\n"
         "What the others will build by hand is, as far as it exists, in the library only."
     )
 

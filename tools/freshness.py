@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "moemla"
+from tools.book import PACKAGE, ROOT
+
 SHELL = re.compile(r"^\s*[!%].*$", re.MULTILINE)
 
 

@@ -8,9 +8,9 @@ Each command is one process, so that one that fails leaves the others alone; the
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.book import ROOT
+
 TOKENS = ("1", "16", "256", "4096", "16384", "65536")
 LENGTHS = ("512", "2048", "8192", "32768")
 

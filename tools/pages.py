@@ -11,36 +11,22 @@ import json
 import re
 import sys
 import textwrap
-from pathlib import Path
 
 import nbformat
-import yaml
 
 from tools import facts
+from tools.book import BOOK, PACKAGE, ROOT, Chapter, plan
 
-ROOT = Path(__file__).resolve().parent.parent
-BOOK, PACKAGE = ROOT / "book", ROOT / "moemla"
 BUILT = re.compile(r"Built in chapters? (\d+)")
 BUILT_SENTENCE = re.compile(r"\s*Built in chapters? \d+[^.]*\.")
 FOLDERS = ("kernels", "paper", "stories")  # whose modules have their place in the reference too
 FIRST = ("config", "rope", "cache", "attention", "latent_attention", "routing", "experts", "balancing", "moe", "model")
 
 
-def plan() -> dict[int, dict]:
-    """The chapters of the book by number; `written` where the notebook is there."""
-    chapters = yaml.safe_load((BOOK / "chapters.yml").read_text(encoding="utf-8"))
-    return {
-        c["number"]: c | {"page": page, "written": (BOOK / f"{page}.ipynb").exists()}
-        for c in chapters
-        for page in [f"{c['number']:02d}-{c['slug']}"]
-    }
-
-
-def chapter_link(number: int, chapters: dict[int, dict]) -> str:
+def chapter_link(chapter: Chapter) -> str:
     """A link to a chapter, or its number and title while it is not written."""
-    chapter = chapters[number]
-    title = f"{number}, {chapter['title']}"
-    return f"[{title}]({chapter['page']})" if chapter["written"] else title
+    title = f"{chapter.number}, {chapter.title}"
+    return f"[{title}]({chapter.page})" if chapter.written else title
 
 
 def signature(node: ast.ClassDef | ast.FunctionDef) -> str:
@@ -75,7 +61,7 @@ def _argument(argument: ast.arg, default: ast.expr | None) -> str:
     return argument.arg if default is None else f"{argument.arg}={ast.unparse(default)}"
 
 
-def prose(docstring: str, chapters: dict[int, dict]) -> str:
+def prose(docstring: str, chapters: dict[int, Chapter]) -> str:
     """A docstring as text of a page: what looks like an object becomes code, "Built in chapter N" a link."""
 
     def quote(line: str) -> str:
@@ -92,7 +78,7 @@ def prose(docstring: str, chapters: dict[int, dict]) -> str:
         safe = [p if p.startswith("`") else _escape(quote(p)) for p in pieces]
         kept.append("".join(safe))
     text = "\n\n".join(kept)
-    return BUILT.sub(lambda m: f"Built in chapter {chapter_link(int(m[1]), chapters)}", text)
+    return BUILT.sub(lambda m: f"Built in chapter {chapter_link(chapters[int(m[1])])}", text)
 
 
 def _escape(text: str) -> str:
@@ -102,7 +88,7 @@ def _escape(text: str) -> str:
 
 def api_page() -> str:
     """Every public symbol of the package: signature, docstring, and the chapter that builds it."""
-    chapters = plan()
+    chapters = {chapter.number: chapter for chapter in plan()}
     files = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
     for folder in FOLDERS:
         for path in (PACKAGE / folder).glob("*.py"):
@@ -131,7 +117,7 @@ def api_page() -> str:
     return "\n".join(out).rstrip() + "\n"
 
 
-def _methods(node: ast.ClassDef, chapters: dict[int, dict]) -> list[str]:
+def _methods(node: ast.ClassDef, chapters: dict[int, Chapter]) -> list[str]:
     rows = []
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and ast.get_docstring(method):
@@ -147,11 +133,11 @@ def solutions_page() -> str:
         "All exercises of the book. Each leads to its place; its solution is folded below it and has been executed.",
         "",
     ]
-    for number, chapter in plan().items():
-        if not chapter["written"]:
+    for chapter in plan():
+        if not chapter.written:
             continue
-        notebook = nbformat.read(BOOK / f"{chapter['page']}.ipynb", as_version=4)
-        out += [f"## Chapter {number}: {chapter['title']}", ""]
+        notebook = nbformat.read(chapter.notebook, as_version=4)
+        out += [f"## Chapter {chapter.number}: {chapter.title}", ""]
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         for label, body in re.findall(r"```\{exercise\}[^\n]*\n:label: (\S+)\n(.*?)```", text, flags=re.DOTALL):
             out += [f"- {{ref}}`{label}`: {' '.join(body.split())}"]

@@ -20,7 +20,8 @@ import time
 import tomllib
 from pathlib import Path
 
-from tools.wheel import COMMANDS, ROOT, build, try_commands
+from tools.book import ROOT
+from tools.wheel import COMMANDS, build, try_commands
 
 # What passed, as (Python, torch); the range in pyproject.toml ends behind the highest. LOG.md says what was run.
 TRIED = (("3.11", "2.13.0"), ("3.11", "2.14.1"), ("3.12", "2.14.1"), ("3.13", "2.14.1"))

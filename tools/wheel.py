@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.book import ROOT
+
 COMMANDS = (
     "prepare --out data --stories 60 --vocab-size 300",
     "train --data data --out run --steps 20 --batch-size 2 --seq-len 32 --warmup 2",

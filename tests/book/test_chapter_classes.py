@@ -30,23 +30,16 @@ from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
 from moemla.stories import stories
-from tools.browser import ROOT
+from tools.book import plan
 from tools.chapter_code import load_definitions
 
 TEXTS = [story.text for story in stories(60, seed=5)]
-FILES = {
-    1: "01-stories-and-tokens",
-    2: "02-multi-head-attention",
-    3: "03-latent-attention",
-    4: "04-rotary-positions",
-    5: "05-small-language-model",
-}
 BOTH = pytest.mark.parametrize("whose", ["library", "chapter"])
 
 
 @cache
 def chapter(number):
-    return load_definitions(ROOT / "book" / f"{FILES[number]}.ipynb")
+    return load_definitions(next(chapter.notebook for chapter in plan() if chapter.number == number))
 
 
 # ---- chapter 1

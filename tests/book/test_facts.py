@@ -13,8 +13,8 @@ from moemla.paper import claims
 from moemla.results import of, write
 from tests.test_results import ORIGIN
 from tools import facts, pages
+from tools.book import ROOT
 
-ROOT = facts.ROOT
 README, PREFACE = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
 
 

@@ -12,8 +12,9 @@ from moemla.experiments import ten_minutes
 from moemla.experiments.runner import Text
 from moemla.results import write
 from tests.test_results import cell, result
+from tools.book import ROOT
 from tools.execute import main
-from tools.freshness import ROOT, Library, dump, files_of, fingerprint, is_fresh, modules_of, rows_of
+from tools.freshness import Library, dump, files_of, fingerprint, is_fresh, modules_of, rows_of
 
 FILES = {
     "__init__.py": "from .upper import Upper\nfrom . import lower\n",

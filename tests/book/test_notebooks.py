@@ -4,11 +4,11 @@ import nbformat
 import pytest
 
 from tools import pages
-from tools.book_checks import checks_for, is_chapter
-from tools.browser import ROOT, toc_files
+from tools.book import BOOK, contents, is_chapter, notebooks
+from tools.book_checks import checks_for
 from tools.chapter_code import load_definitions
 
-NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+NOTEBOOKS = notebooks()
 CHAPTERS = [path for path in NOTEBOOKS if is_chapter(path)]
 CASES = [(path, check) for path in NOTEBOOKS for check in checks_for(path)]
 
@@ -29,7 +29,7 @@ def test_a_chapters_definitions_stand_on_their_own(path):
 
 
 def test_no_other_page_begins_with_a_digit():
-    for path in (ROOT / "book").iterdir():
+    for path in BOOK.iterdir():
         assert not path.name[0].isdigit() or is_chapter(path), f"{path.name} is no chapter (NN-slug.ipynb)"
 
 
@@ -38,7 +38,5 @@ def test_the_lists_are_up_to_date():
 
 
 def test_every_notebook_is_in_the_contents():
-    import yaml
-
-    listed = toc_files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+    listed = contents()
     assert [path.stem for path in NOTEBOOKS if f"book/{path.stem}" not in listed] == []

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from tools.browser import ROOT
+from tools.book import ROOT
 
 PAGE = (ROOT / "book" / "own-loop.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
