@@ -14,7 +14,7 @@ import torch
 
 from moemla import complexity
 from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
-from moemla.config import VERSION, ModelConfig, TrainConfig, stored_fields
+from moemla.config import VERSION, ModelConfig, TrainConfig, architecture, stored_fields
 from moemla.errors import Diverged, MoemlaError
 from moemla.files import read_json, replacing, why, write_json
 
@@ -82,8 +82,10 @@ class Run:
         except ValueError as error:
             raise MoemlaError(f"{out / 'train.json'}: {error}") from error
         for part in ("model", "train", "data", "tokenizer"):
-            if before.get(part) != self.facts[part]:
-                was, now = before.get(part), self.facts[part]
+            was, now = before.get(part), self.facts[part]
+            if part == "model" and isinstance(was, dict):
+                was, now = architecture(was), architecture(now)
+            if was != now:
                 names = sorted(was.keys() | now.keys()) if isinstance(was, dict) and isinstance(now, dict) else ()
                 changed = ", ".join(name for name in names if was.get(name) != now.get(name)) or part
                 raise MoemlaError(

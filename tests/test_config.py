@@ -6,13 +6,16 @@ import importlib.util
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moemla import complexity, config
 from moemla.config import SIZES, VARIANTS, ModelConfig, TrainConfig, architecture, setting
+from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
+from moemla.runs import Run
 
 PAPER_SIZES = ("XS", "S", "M", "L", "XL")
 TABLE_1 = {"XS": 17.5e6, "S": 44.5e6, "M": 54.1e6, "L": 123.3e6, "XL": 202.7e6}
@@ -331,6 +334,19 @@ def test_the_architecture_is_all_but_the_code_that_computes_it():
     assert other == architecture(plain.to_dict())
     assert set(other) == {field.name for field in dataclasses.fields(ModelConfig)} - {"backend"}
     assert architecture(ModelConfig(scores="softmax").to_dict()) != other
+
+
+def test_a_run_goes_on_with_another_back_end_and_no_other_model(tmp_path):
+    def run(**changes):
+        data = dict(hash="of the data", splits={})
+        return Run(tmp_path, tmp_path / "run", ModelConfig(**changes), TrainConfig(), trained, data)
+
+    trained = SimpleNamespace(hash="of the tokenizer", save=lambda path: None)
+    (tmp_path / "run").mkdir()
+    run().begin()
+    run(backend="loop").check(resume=True)
+    with pytest.raises(MoemlaError, match=r"other settings \(top_k\)"):
+        run(backend="loop", top_k=1).check(resume=True)
 
 
 # --- TrainConfig ----------------------------------------------------------------------------------

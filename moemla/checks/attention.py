@@ -120,7 +120,10 @@ def _refused(step: Callable, x: Tensor, otherwise: str) -> str:
 
 
 def bytes_of(cache: object) -> int:
-    """Bytes of all tensors that an object holds at any depth but parameters; a view holds the whole of its storage."""
+    """Bytes of all floating-point tensors that an object holds at any depth, without parameters; a view is its storage.
+
+    Tensors of whole numbers say which tokens these are, and are left out.
+    """
     todo, done, storages = [cache], {}, {}
     while todo:
         thing = todo.pop()
@@ -129,7 +132,7 @@ def bytes_of(cache: object) -> int:
         done[id(thing)] = thing
         if isinstance(thing, Tensor):
             storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storages[storage.data_ptr()] = storage.nbytes() if thing.is_floating_point() else 0
         elif isinstance(thing, dict):
             todo += thing.values()
         elif isinstance(thing, (list, tuple, set)):
@@ -142,7 +145,7 @@ def bytes_of(cache: object) -> int:
 @check
 @torch.no_grad()
 def bytes_held(start: Callable, width: int, numbers: int, rows: int = 2, max_len: int = 8) -> dict[str, int]:
-    """A full cache holds `numbers` numbers a token and nothing else; returns {"bytes": all of it}."""
+    """A full cache holds `numbers` floating-point numbers a token, no more; returns {"bytes": all of it}."""
     step, cache = start(rows, max_len)
     x = normal(rows, max_len, width)
     for part in x.split(1, dim=1):
