@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.book import PACKAGE, ROOT
+from tools.book import PACKAGE
 
 SHELL = re.compile(r"^\s*[!%].*$", re.MULTILINE)
 
