@@ -1,11 +1,10 @@
-"""Balancing without gradients: a bias for each expert, moved after every step by how many tokens it got; and measures
-of balance.
+"""Balancing without gradients: a bias for each expert, moved after every step by how many tokens it got.
 
 The rules take a bias (E,), the step's counts (E,) and a rate, and return the next bias. `counts` sums to T k for T
 tokens: each token is counted at each of its k experts, so a balanced expert holds the share k / E of the tokens.
 Algorithm 1 prints the target 1 / N_r. The quantile rule takes a histogram of scores in place of counts.
 
-The losses that such rules replace are here too, to compare with.
+Measures of balance and the losses that such rules replace are here too, to compare with. Built in chapter 8.
 """
 
 import torch
@@ -19,10 +18,7 @@ from moemla.routing import Router, Routing
 
 
 def sign_rule(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """b + rate sign(mean - counts), arXiv 2408.15664: a fixed step for the under-loaded up, for the over-loaded down.
-
-    Built in chapter 8.
-    """
+    """b + rate sign(mean - counts), arXiv 2408.15664: a fixed step, up for the under-loaded, down for the others."""
     load = counts.to(bias.dtype)
     return bias + rate * (load.mean() - load).sign()
 
@@ -30,13 +26,13 @@ def sign_rule(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, ra
 def proportional_rule(
     bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float
 ) -> Float[Tensor, "e"]:
-    """b - rate (counts / mean - 1): eq. 4's relative error, accumulated. Built in chapter 8."""
+    """b - rate (counts / mean - 1): eq. 4's relative error, accumulated."""
     load = counts.to(bias.dtype)
     return bias - rate * (load / load.mean().clamp(min=1e-9) - 1)
 
 
 def algorithm_1(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """b - gamma (f - 1/N_r) with f = counts / tokens, as Algorithm 1 line 6 prints it. Built in chapter 8.
+    """b - gamma (f - 1/N_r) with f = counts / tokens, as Algorithm 1 line 6 prints it.
 
     Since f sums to k and the targets to 1, the mean bias falls by gamma (k - 1) / N_r at each step.
     """
@@ -46,18 +42,17 @@ def algorithm_1(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, 
 
 
 def equation_4(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """-gamma (f / mean f - 1) as eq. 4 prints it: an offset for one step, never summed up. Built in chapter 8."""
+    """-gamma (f / mean f - 1) as eq. 4 prints it: an offset for one step, never summed up."""
     return proportional_rule(torch.zeros_like(bias), counts, top_k, rate)
 
 
 def quantile_rule(
     bias: Float[Tensor, "e"], margins: Int[Tensor, "e bins"], top_k: int, rate: float
 ) -> Float[Tensor, "e"]:
-    """Goes the share `rate` of the way to the bias with which each expert would pass the cutoff of k / E of the step's
-    tokens, the cutoffs standing still; mean 0. Built in chapter 8.
+    """Goes the share `rate` of the way to the bias with which each expert would pass k / E of the step's cutoffs.
 
-    margins: `routing.margin_histogram` under this bias. Quantile balancing (J. Su, kexue.fm/archives/11619; Kimi K3's
-    report, section 2.3.3): no step to choose.
+    The cutoffs stand still, and the mean is 0. margins: `routing.margin_histogram` under this bias. Quantile
+    balancing (J. Su, kexue.fm/archives/11619; Kimi K3's report, section 2.3.3): no step to choose.
     """
     bins, spread = margins.shape[1], bias.max() - bias.min() + 2
     below = margins.cumsum(1).to(bias.dtype)
@@ -71,7 +66,7 @@ def quantile_rule(
 
 
 def no_rule(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """The bias as it is: for a run balanced by a loss, or not at all. Built in chapter 8."""
+    """The bias as it is: for a run balanced by a loss, or not at all."""
     return bias
 
 
@@ -88,7 +83,7 @@ RATES = {"sign": 1e-3, "proportional": 1e-3, "algorithm-1": 1e-2, "equation-4": 
 
 
 class Balancer:
-    """Moves the bias of every router of a model; for anyone's training loop. Built in chapter 8.
+    """Moves the bias of every router of a model; for anyone's training loop.
 
     Call `step()` once after each optimizer step: it takes the counts of all training passes since the last call
     (micro-batches included), sums them over the ranks that share the routers with one all-reduce, and applies the rule.
@@ -144,7 +139,7 @@ class Balancer:
                 raise RuntimeError(f"router.bias is {router.bias.dtype}: steps vanish in it; keep it in float32")
         seen += [router.load for router in self.routers]
         flat = self.sum_over_ranks(torch.cat([tensor.flatten() for tensor in seen]))  # at once, for all layers
-        parts = [part.view_as(like) for part, like in zip(flat.split([t.numel() for t in seen]), seen, strict=True)]
+        parts = [part.view_as(sums) for part, sums in zip(flat.split([t.numel() for t in seen]), seen, strict=True)]
         self.counts = parts[len(self.routers) :]
         for router, evidence, load in zip(self.routers, parts, self.counts):  # noqa: B905  (evidence comes first)
             updated = RULES[self.rule](router.bias, evidence, router.top_k, self.rate)
@@ -154,7 +149,7 @@ class Balancer:
 
 
 def switch_loss(routing: Routing, sequences: int = 1, counts: Int[Tensor, "e"] | None = None) -> Float[Tensor, ""]:
-    """The auxiliary loss of arXiv 2101.03961, eq. 4: E sum_e f_e P_e, 1 when the load is uniform. Built in chapter 8.
+    """The auxiliary loss of arXiv 2101.03961, eq. 4: E sum_e f_e P_e, 1 when the load is uniform.
 
     f_e is the share of the T k slots that expert e got (divided by k: else uniform routing gives k), P_e its mean
     probability; sigmoid scores are first divided by their sum. sequences: into how many equal rows the N tokens fall;
@@ -188,7 +183,7 @@ def switch_loss(routing: Routing, sequences: int = 1, counts: Int[Tensor, "e"] |
 
 
 def z_loss(routing: Routing) -> Float[Tensor, ""]:
-    """Mean squared log-sum-exp of the router's logits (arXiv 2202.08906, eq. 5), without padding. Built in chapter 8.
+    """Mean squared log-sum-exp of the router's logits (arXiv 2202.08906, eq. 5), without padding.
 
     Keeps logits small, so that 16-bit neighbours do not round them apart. A mean over tokens: parts of a step add up to
     the whole when they are weighed by their tokens.
@@ -212,36 +207,30 @@ def _require_gradients(routing: Routing) -> None:
 def coefficient_of_variation(counts: Tensor) -> float:
     """Standard deviation of the experts' loads over their mean, 0 when equal.
 
-    Depends on the window: see `noise_floor`. Built in chapter 8.
+    Depends on the window: see `noise_floor`.
     """
     load = counts.cpu().double()
     return (load.std(correction=0) / load.mean().clamp(min=1e-12)).item()
 
 
 def noise_floor(n_experts: int, top_k: int, tokens: int) -> float:
-    """The CV that perfectly uniform random routing shows in a window of T tokens: sqrt((1 - k/E) E / (T k)).
-
-    Built in chapter 8.
-    """
+    """The CV that perfectly uniform random routing shows in a window of T tokens: sqrt((1 - k/E) E / (T k))."""
     return ((1 - top_k / n_experts) * n_experts / (tokens * top_k)) ** 0.5
 
 
 def max_violation(counts: Tensor) -> float:
-    """MaxVio of arXiv 2408.15664: the largest load over the mean, minus one. Built in chapter 8."""
+    """MaxVio of arXiv 2408.15664: the largest load over the mean, minus one."""
     load = counts.cpu().double()
     return (load.max() / load.mean().clamp(min=1e-12) - 1).item()
 
 
 def load_entropy(counts: Tensor) -> float:
-    """Entropy of the load in nats over its largest value ln E: 1 when uniform, 0 when one expert takes all.
-
-    Built in chapter 8.
-    """
+    """Entropy of the load in nats over its largest value ln E: 1 when uniform, 0 when one expert takes all."""
     share = counts.cpu().double() / counts.sum().cpu().clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum()
     return (entropy / torch.tensor(float(max(2, len(counts)))).log()).item()
 
 
 def dead_experts(counts: Tensor) -> int:
-    """Experts that got no token in the window. Built in chapter 8."""
+    """Experts that got no token in the window."""
     return int((counts == 0).sum())

@@ -1,5 +1,6 @@
-"""Our code, its alternatives and a peer on this machine, in turn, each beside a limit found in the same run: the
-experts, attention in decode, a training step, and decoding.
+"""Our code, its alternatives and a peer on this machine, in turn, each beside a limit found in the same run.
+
+The experts, attention in decode, a training step, and decoding. Built in chapter 14.
 """
 
 import importlib.metadata
@@ -70,29 +71,30 @@ def bench_moe(
     seconds: float = 1.0,
     against: str | None = None,
 ) -> list[Row]:
-    """Routed experts by every back end, the whole layer, and the dense feed-forward that it replaces. Built in chapter
-    11.
+    """Routed experts by every back end, the whole layer, and its dense feed-forward. Built in chapter 11.
 
     One layer of `config` on (N, D) tokens routed at random, for each N; forward alone, and from 16 tokens on forward
     and backward. The limit is that of the work that routing asks for. On a GPU kernels have rows of their own, and so
     has Liger's fused mixture of experts where it is installed (SwiGLU). against="transformers" adds DeepseekV3's.
     """
-    c, found, rows = config, limits(device, dtype), []
-    like = dict(device=device, dtype=dtype)
+    c, machine, rows = config, limits(device, dtype), []
+    factory = dict(device=device, dtype=dtype)
     sizes = dict(d_model=c.d_model, n_experts=c.n_experts, d_expert=c.d_expert, activation=c.activation)
-    layer = MixtureOfExperts(**sizes, top_k=c.top_k, n_shared=c.n_shared, **like).eval()  # in eval nothing is counted
-    dense = FeedForward(d_model=c.d_model, d_ff=c.d_ff, activation=c.activation, bias=False, **like)
+    layer = MixtureOfExperts(
+        **sizes, top_k=c.top_k, n_shared=c.n_shared, **factory
+    ).eval()  # in eval nothing is counted
+    dense = FeedForward(d_model=c.d_model, d_ff=c.d_ff, activation=c.activation, bias=False, **factory)
     w_in, w_out = layer.experts.w_in, layer.experts.w_out
-    peer = _peer_layer(c, like) if against == "transformers" else None
+    peer = _peer_layer(c, factory) if against == "transformers" else None
     each = c.d_model * (1 + width_in(1, c.activation))  # numbers of an expert for each unit of its width
     for n in tokens:
-        x = torch.randn(1, n, c.d_model, **like, requires_grad=True)
+        x = torch.randn(1, n, c.d_model, **factory, requires_grad=True)
         index = torch.rand(n, c.n_experts, device=device).topk(c.top_k).indices
-        gate = torch.rand(n, c.top_k, **like, requires_grad=True)
+        gate = torch.rand(n, c.top_k, **factory, requires_grad=True)
         routed = {
             name: lambda name=name, x=x, i=index, g=gate: experts(x[0], w_in, w_out, i, g, name, c.activation)
             for name in BACKENDS
-            if _affordable(name, n, w_in, c.top_k, found) and (name != "triton" or _compiled(x))
+            if _affordable(name, n, w_in, c.top_k, machine) and (name != "triton" or _compiled(x))
         }
         whole = {"ours": lambda x=x: layer(x)}
         if _compiled(x):
@@ -114,14 +116,14 @@ def bench_moe(
                 if mode == "forward" or n >= 16:
                     timed = {name: wrap(program) for name, program in programs.items()}
                     need = Work(times * flops, times * moved)
-                    rows += measure(f"{part} {mode} n={n}", timed, need, n, found, seconds)
+                    rows += measure(f"{part} {mode} n={n}", timed, need, n, machine, seconds)
     return rows
 
 
-def _affordable(backend: str, n: int, w_in: Tensor, top_k: int, found: Limits) -> bool:
+def _affordable(backend: str, n: int, w_in: Tensor, top_k: int, machine: Limits) -> bool:
     """Left out: what would take seconds a call, or copy gigabytes."""
     if backend == "masked":
-        return 12 * n * w_in.numel() / found.products < 3
+        return 12 * n * w_in.numel() / machine.products < 3
     return backend != "gather" or n * top_k / len(w_in) * w_in.nbytes < 3e8
 
 
@@ -148,23 +150,22 @@ def bench_attention(
     dtype: torch.dtype = torch.float32,
     seconds: float = 0.5,
 ) -> list[Row]:
-    """One layer of every form of attention: one more token for each row, behind a cache of each length. Built in
-    chapter 12.
+    """One layer of every form of attention: a token for each row behind a cache of each length. Built in chapter 12.
 
     Widths are those of `config`; grouped-query attention has a quarter of the key heads. On a GPU the latent forms have
     a second row, with their kernels. The limit counts weights and
     cache, read once, and the products of the form as it is computed here.
     """
-    c, found, rows = config, limits(device, dtype), []
-    like = dict(device=device, dtype=dtype)
+    c, machine, rows = config, limits(device, dtype), []
+    factory = dict(device=device, dtype=dtype)
     heads, width, r, few = c.n_heads, c.d_head, c.latent_dim, max(1, c.n_heads // 4)
     for length in lengths:
         rope = RotaryEmbedding(width, length + 1, device=device, dtype=dtype)
-        plain = dict(d_model=c.d_model, n_heads=heads, bias=False, rope=rope, **like)
+        plain = dict(d_model=c.d_model, n_heads=heads, bias=False, rope=rope, **factory)
         full, grouped = (MultiHeadAttention(n_kv_heads=g, d_head=width, **plain) for g in (heads, few))
         latent = MultiHeadLatentAttention(latent_dim=r, d_head=width, **plain)
         joint = DecoupledLatentAttention(latent_dim=r, d_nope=width, d_value=width, **plain)
-        room = dict(batch_size=batch_size, max_len=length + 1, **like)
+        room = dict(batch_size=batch_size, max_len=length + 1, **factory)
         forms = {  # layer, cache, multiply-adds for each token held
             "mha": (full, KVCache(n_kv_heads=heads, d_head=width, **room), 2 * heads * width),
             f"gqa-{few}": (grouped, KVCache(n_kv_heads=few, d_head=width, **room), 2 * heads * width),
@@ -176,7 +177,7 @@ def bench_attention(
             ),
             "decoupled": (joint, JointLatentCache(latent_dim=r, d_rope=width, **room), heads * (2 * r + width)),
         }
-        x = torch.randn(batch_size, 1, c.d_model, **like)
+        x = torch.randn(batch_size, 1, c.d_model, **factory)
         programs, work = {}, {}
         for name, (layer, held, macs) in forms.items():
             for buffer in held.buffers:
@@ -188,7 +189,7 @@ def bench_attention(
             programs[name], work[name] = _forward(program), Work(2 * batch_size * (weights + length * macs), moved)
             if name in ("mla latent", "decoupled") and _compiled(x):
                 programs[f"{name}, kernel"], work[f"{name}, kernel"] = _forward(_with_kernels(program)), work[name]
-        rows += measure(f"decode length={length} batch={batch_size}", programs, work, batch_size, found, seconds)
+        rows += measure(f"decode length={length} batch={batch_size}", programs, work, batch_size, machine, seconds)
     return rows
 
 
@@ -212,7 +213,7 @@ def bench_train(
     loss must be ours before anything is timed (ArithmeticError). compiled adds a step under torch.compile.
     """
     torch.manual_seed(0)
-    found, model = limits(device, dtype), LanguageModel(config, device=device).train()
+    machine, model = limits(device, dtype), LanguageModel(config, device=device).train()
     tokens = torch.randint(0, config.vocab_size, (batch_size, seq_len), device=device)
     targets = torch.cat((tokens[:, 1:], tokens.new_full((batch_size, 1), -1)), dim=1)
     losses = {}
@@ -231,7 +232,7 @@ def bench_train(
     programs = {name: _step(loss, models[name], device, dtype) for name, loss in losses.items()}
     flops = tokens.numel() * complexity.training_flops_per_token(config, seq_len)
     moved = 10 * 4 * complexity.parameters(config).total  # read twice, a gradient written; AdamW reads 4, writes 3
-    return measure(f"train {batch_size}x{seq_len}", programs, Work(flops, moved), tokens.numel(), found, seconds)
+    return measure(f"train {batch_size}x{seq_len}", programs, Work(flops, moved), tokens.numel(), machine, seconds)
 
 
 def bench_decode(
@@ -245,12 +246,12 @@ def bench_decode(
     against: str | None = None,
     compiled: bool = False,
 ) -> list[Row]:
-    """Greedy decoding of `new` tokens behind `held` ones, with a cache. Built in chapter 14.
+    """Greedy decoding of `new` tokens behind `held` ones, with a cache.
 
     against="transformers": DeepseekV3 with the same weights and its own cache, which must write the same tokens.
     """
     torch.manual_seed(0)
-    found, model = limits(device, dtype), LanguageModel(config, device=device, dtype=dtype).eval()
+    machine, model = limits(device, dtype), LanguageModel(config, device=device, dtype=dtype).eval()
     prompt = torch.randint(0, config.vocab_size, (batch_size, held), device=device)
     kept = model.new_cache(batch_size, held + new)
     with torch.inference_mode():
@@ -282,7 +283,7 @@ def bench_decode(
     moved = new * read * dtype.itemsize
     moved += new * batch_size * (held + new / 2) * kept.bytes_per_token()
     flops = new * batch_size * complexity.flops_per_token(config, held + new // 2)
-    return measure(f"decode {new} behind {held}", programs, Work(flops, moved), new * batch_size, found, seconds)
+    return measure(f"decode {new} behind {held}", programs, Work(flops, moved), new * batch_size, machine, seconds)
 
 
 def _use(model: LanguageModel, backend: str) -> LanguageModel:
@@ -316,10 +317,10 @@ def _peer(model: LanguageModel) -> nn.Module:
     return interop.to_deepseek_v3(model)
 
 
-def _peer_layer(config: ModelConfig, like: dict) -> nn.Module:
+def _peer_layer(config: ModelConfig, factory: dict) -> nn.Module:
     """DeepseekV3's mixture of experts with random weights, routing by its own router."""
     peer = _peer(LanguageModel(ModelConfig.from_dict(config.to_dict() | {"n_layers": 1, "vocab_size": 8})))
-    return peer.model.layers[0].mlp.to(**like).eval()
+    return peer.model.layers[0].mlp.to(**factory).eval()
 
 
 def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Callable[[], Tensor]:
@@ -345,37 +346,36 @@ def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Ca
 
 
 def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) -> results.Result:
-    """What `moemla bench` does: a `Result` whose measures are the limits and the rows. Built in chapter 14.
+    """What `moemla bench` does: a `Result` whose measures are the limits and the rows.
 
     `chosen` are the command's other options. ValueError for those that do not go together.
     """
     device = str(default_device() if device is None else usable_device(device))
     for name, least in (("batch_size", 1), ("seq_len", 1), ("tokens", 1)):
-        given = chosen[name] if name == "tokens" else [chosen[name]]
-        for value in given:
+        for value in chosen[name] if name == "tokens" else [chosen[name]]:
             require(value is None or value >= least, name, value, f"must be at least {least}")
     require(bool(chosen["backends"]), "backends", chosen["backends"], "name at least one")
     peer = chosen["against"]
     require(what != "attention" or not peer, "against", peer, "attention is measured without a peer")
     config = _config(chosen)
     dtype = DTYPES[chosen["dtype"]]
-    how: dict[str, Any] = dict(device=device, dtype=dtype, seconds=seconds)
+    common: dict[str, Any] = dict(device=device, dtype=dtype, seconds=seconds)
     begin = time.perf_counter()
     if what == "moe":
         tokens = chosen["tokens"] or (1, 16, 256, 4096)
         require(config.ffn == "moe", "variant", chosen["variant"], "has no experts to measure")
-        rows = bench_moe(config, tokens, against=chosen["against"], **how)
+        rows = bench_moe(config, tokens, against=chosen["against"], **common)
     elif what == "attention":
-        rows = bench_attention(config, chosen["tokens"] or (128, 512, 2048), chosen["batch_size"] or 1, **how)
+        rows = bench_attention(config, chosen["tokens"] or (128, 512, 2048), chosen["batch_size"] or 1, **common)
     elif what == "train":
         sizes = dict(batch_size=chosen["batch_size"] or 8, seq_len=chosen["seq_len"], backends=chosen["backends"])
-        rows = bench_train(config, **sizes, against=chosen["against"], compiled=bool(chosen["compiled"]), **how)
+        rows = bench_train(config, **sizes, against=chosen["against"], compiled=bool(chosen["compiled"]), **common)
     else:
         sizes = dict(batch_size=chosen["batch_size"] or 1, held=chosen["seq_len"])
         compiled = chosen["compiled"] is not False
-        rows = bench_decode(config, **sizes, against=chosen["against"], compiled=compiled, **how)
-    found = limits(device, dtype)
-    measures = dict(products_flops_per_second=found.products, operation_seconds=found.operation)
+        rows = bench_decode(config, **sizes, against=chosen["against"], compiled=compiled, **common)
+    machine = limits(device, dtype)
+    measures = dict(products_flops_per_second=machine.products, operation_seconds=machine.operation)
     measures |= dict(rows=[asdict(row) for row in rows])
     origin = results.provenance(time.perf_counter() - begin)
     if chosen["against"]:
@@ -384,7 +384,7 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
 
 
 def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any]) -> Cell:
-    """A bench as a cell: what was measured of which model, and all options. Built in chapter 14."""
+    """A bench as a cell: what was measured of which model, and all options."""
     arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}")
     tags = dict(arm=arm, what=what, device=device) | chosen
     return Cell(experiment="bench", scale=torch.device(device).type, tags=tags, model=config)

@@ -2,7 +2,7 @@
 
 A cell gives every setting and inherits no default. Its key hashes what differs from DEFAULTS, a frozen table of what
 was done when keys were made first: a setting that is added later enters it with the value that repeats what was done
-without it, and no key changes.
+without it, and no key changes. Built in chapter 15.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # no underscore: it parts a name
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of an experiment. Built in chapter 15.
+    """One run of an experiment.
 
     `data` is the hash of the prepared data in hex, None where no text is read. `tags` holds what a run is besides its
     settings, plain values: `arm`, its name in the experiment; `text`, where that is not "builtin"; and what else the
@@ -108,7 +108,7 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it as plain values, as its result keeps them. Built in chapter 15."""
+        """All of it as plain values, as its result keeps them."""
         configs = {"model": self.model, "train": self.train}
         held = {part: None if config is None else _plain(config) for part, config in configs.items()}
         tags = {name: list(value) if isinstance(value, tuple) else value for name, value in self.tags.items()}
@@ -116,12 +116,12 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Twelve hexadecimal digits. Built in chapter 15."""
+        """Twelve hexadecimal digits."""
         return key_of(self.experiment, self.settings)
 
     @property
     def name(self) -> str:
-        """ARM_lr0.01_seed3, and six digits of the data's hash unless the text is built in. Built in chapter 15."""
+        """ARM_lr0.01_seed3, and six digits of the data's hash unless the text is built in."""
         return name_of(self.settings)
 
 
@@ -136,13 +136,13 @@ def _plain(config: ModelConfig | TrainConfig) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits of a JSON value, whatever the order of its keys. Built in chapter 15."""
+    """Twelve hexadecimal digits of a JSON value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def key_of(experiment: str, settings: Mapping[str, Any]) -> str:
-    """The key of the cell with these settings: a hash of what differs from DEFAULTS. Built in chapter 15."""
+    """The key of the cell with these settings: a hash of what differs from DEFAULTS."""
     told = dict(settings, experiment=experiment, key_version=KEY_VERSION)
     for part, table in DEFAULTS.items():
         if told[part] is not None:
@@ -155,7 +155,7 @@ def key_of(experiment: str, settings: Mapping[str, Any]) -> str:
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
-    """The name of the cell with these settings; see `Cell.name`. Built in chapter 15."""
+    """The name of the cell with these settings; see `Cell.name`."""
     tags, train = settings["tags"], settings["train"]
     parts = [str(tags["arm"])]
     if train is not None:
@@ -165,23 +165,25 @@ def name_of(settings: Mapping[str, Any]) -> str:
     return "_".join(parts)
 
 
-def model_config(size: str, variant: str, **given: Any) -> ModelConfig:
-    """`ModelConfig.preset` for a cell: what neither the preset nor `given` says comes from DEFAULTS.
+def model_config(size: str, variant: str, **settings: Any) -> ModelConfig:
+    """`ModelConfig.preset` for a cell: what neither the preset nor `settings` says comes from DEFAULTS.
 
-    So a default of `ModelConfig` that changes later changes no cell. Built in chapter 15.
+    So a default of `ModelConfig` that changes later changes no cell.
     """
-    require("vocab_size" in given and "max_seq_len" in given, "given", sorted(given), "lacks vocab_size or max_seq_len")
-    return ModelConfig.preset(size, variant, **{**_frozen("model"), **given})
+    require(
+        "vocab_size" in settings and "max_seq_len" in settings,
+        "settings",
+        sorted(settings),
+        "lacks vocab_size or max_seq_len",
+    )
+    return ModelConfig.preset(size, variant, **{**_frozen("model"), **settings})
 
 
-def train_config(**given: Any) -> TrainConfig:
-    """A `TrainConfig` for a cell: what is not given comes from DEFAULTS; ValueError where there is none either.
-
-    Built in chapter 15.
-    """
-    whole = {**_frozen("train"), **given}
+def train_config(**settings: Any) -> TrainConfig:
+    """A `TrainConfig` for a cell: what is not given comes from DEFAULTS; ValueError where there is none either."""
+    whole = {**_frozen("train"), **settings}
     missing = [name for name in DEFAULTS["train"] if name not in whole]
-    require(not missing, "given", sorted(given), f"lacks {', '.join(missing)}")
+    require(not missing, "settings", sorted(settings), f"lacks {', '.join(missing)}")
     return TrainConfig(**whole)
 
 
@@ -190,7 +192,7 @@ def _frozen(part: str) -> dict[str, Any]:
 
 
 def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with those that came after them, from DEFAULTS. Built in chapter 15."""
+    """Settings with those that came after them, from DEFAULTS."""
     whole = dict(settings)
     for part in DEFAULTS:
         if whole.get(part) is not None:
@@ -201,8 +203,7 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings in which two runs differ, by dotted name ("train.lr"), with both values; None is none.
 
-    Settings that came later than a run are completed; what is free (the back end of the experts) is passed over. Built
-    in chapter 15.
+    Settings that came later than a run are completed; what is free (the back end of the experts) is passed over.
     """
     left, right = (dict(leaves(completed(settings))) for settings in (a, b))
     free = {f"{part}.{name}" for part, names in FREE.items() for name in names}
@@ -211,7 +212,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
 
 
 def leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names. Built in chapter 15."""
+    """Settings by their dotted names."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{above}{name}.")
@@ -220,7 +221,7 @@ def leaves(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
 
 
 def distinct(cells: Iterable[Cell]) -> None:
-    """ValueError where two cells have one name (in one experiment and scale). Built in chapter 15."""
+    """ValueError where two cells have one name (in one experiment and scale)."""
     seen: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
         twin = seen.setdefault((cell.experiment, cell.scale, cell.name.lower()), cell)  # some disks know no capitals

@@ -1,4 +1,7 @@
-"""The processes that train one model together: each has the whole of it and takes a share of the rows."""
+"""The processes that train one model together: each has the whole of it and takes a share of the rows.
+
+Built in chapter 13.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together: `rank`, counted from 0, of `size`. Built in chapter 13.
+    """This process among those that train together: `rank`, counted from 0, of `size`.
 
     `World()` is one process alone and asks nothing of torch.distributed; the ranks of a larger one speak through its
     default group, and each calls `sum`, `any`, `wait`, `mesh` and `wrap` as often as the others and in their order.
@@ -29,7 +32,7 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """That of torch.distributed's default group, or this process alone. Built in chapter 13.
+        """That of torch.distributed's default group, or this process alone.
 
         In a process that torchrun has started, the group is begun where nobody has: gloo, and nccl for tensors on GPUs.
         """
@@ -41,36 +44,36 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this is the rank that writes files and prints. Built in chapter 13."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     @cached_property
     def mesh(self) -> "dist.DeviceMesh | None":
-        """All ranks in a row, as torch's wrappers want them; None alone. Built in chapter 13."""
+        """All ranks in a row, as torch's wrappers want them; None alone."""
         if self.size == 1:
             return None
         return dist.init_device_mesh("cuda" if "nccl" in dist.get_backend_config() else "cpu", (self.size,))
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """`tensor` summed over the ranks, in place. Built in chapter 13."""
+        """`tensor` summed over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on one of the ranks. Built in chapter 13."""
+        """Whether `flag` is true on one of the ranks."""
         if self.size == 1:
             return flag
         device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
         return self.sum(torch.tensor(int(flag), device=device)).item() > 0
 
     def wait(self) -> None:
-        """Returns when every rank is here. Built in chapter 13."""
+        """Returns when every rank is here."""
         if self.size > 1:
             dist.barrier()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` as it is trained: itself alone, else under DDP. Built in chapter 13.
+        """`model` as it is trained: itself alone, else under DDP.
 
         Every rank begins with the weights of rank 0 and takes the mean of all gradients. Buffers are not handed round
         at each pass: the balancing bias moves alike on every rank.

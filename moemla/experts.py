@@ -10,6 +10,8 @@ grouped   tokens sorted by expert, one product for each expert's block of rows, 
 gather    each token with the weights it needs and no others: for a few tokens in decode
 triton    `grouped` as kernels for a GPU, tokens gathered while they are multiplied
 auto      the fastest of these by `choose`, a rule that was measured
+
+Built in chapter 6.
 """
 
 from collections.abc import Callable
@@ -36,7 +38,7 @@ def experts(
     activation: str = "gelu",
     dispatcher: Callable[[Tensor], "LocalDispatcher"] | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Gate-weighted sum of each token's experts (eq. 2). Built in chapter 6.
+    """Gate-weighted sum of each token's experts (eq. 2).
 
     x (N, D), w_in (E, D, F; 2F for swiglu), w_out (E, F, D), index (N, A) with no expert twice in a row, gate (N, A) ->
     (N, D). backend: "auto", "masked", "loop", "grouped", "gather" or "triton"; torch.export gets "masked" whatever is
@@ -55,7 +57,7 @@ def experts(
 
 
 def loop(x, w_in, w_out, index, gate, activation):
-    """Each expert in turn, on the tokens that chose it: (N, D) -> (N, D). Built in chapter 6."""
+    """Each expert in turn, on the tokens that chose it: (N, D) -> (N, D)."""
     n_experts, top_k = w_in.shape[0], index.shape[1]
     chosen = index.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -70,10 +72,7 @@ def loop(x, w_in, w_out, index, gate, activation):
 
 
 def masked(x, w_in, w_out, index, gate, activation):
-    """Every expert on every token, weighed by gates that are zero for all but A of them: (N, D) -> (N, D).
-
-    Built in chapter 6.
-    """
+    """Every expert on every token, weighed by gates that are zero for all but A of them: (N, D) -> (N, D)."""
     n_experts, width = w_in.shape[0], w_out.shape[1]
     spread = gate.new_zeros(x.shape[0], n_experts).scatter(1, index, gate)  # (N, E)
     z = x @ rearrange(w_in, "e d f -> d (e f)")  # one product for all experts
@@ -82,7 +81,7 @@ def masked(x, w_in, w_out, index, gate, activation):
 
 
 def gather(x, w_in, w_out, index, gate, activation):
-    """Copies the weights of each token's experts and multiplies by them: (N, D) -> (N, D). Built in chapter 6.
+    """Copies the weights of each token's experts and multiplies by them: (N, D) -> (N, D).
 
     Reads N A experts instead of E: for decode. A single token on a CPU needs no copy either, and no gradient is kept.
     """
@@ -107,7 +106,7 @@ def gather(x, w_in, w_out, index, gate, activation):
 
 
 def grouped(x, w_in, w_out, index, gate, activation, dispatcher=None):
-    """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D). Built in chapter 6."""
+    """Slots sorted by expert, then one product for each expert's rows: (N, D) -> (N, D)."""
     if dispatcher is None:
         if x.shape[0] == 0 or x.is_meta:
             return masked(x, w_in, w_out, index, gate, activation)
@@ -275,7 +274,7 @@ def _fused(x, w_in, w_out) -> bool:
 
 
 def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
-    """The fastest back end for these shapes: "masked", "grouped", "gather" or "triton". Built in chapter 6.
+    """The fastest back end for these shapes: "masked", "grouped", "gather" or "triton".
 
     On a CPU the rule was fitted to results/bench/cpu/moe-*.json. On a GPU it is arithmetic until it is measured there:
     `masked` does E/A times the products, `grouped` moves each row A times; kernels, where they are enabled, need
@@ -295,7 +294,7 @@ def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -
 
 
 class Experts(nn.Module):
-    """The weights of E routed experts and the back end that applies them. Built in chapter 6.
+    """The weights of E routed experts and the back end that applies them.
 
     `dispatcher`, at first None, may be set from outside (see `LocalDispatcher`); the weights are then those of the
     experts that are here. ValueError for a count below 1, or an unknown activation or back end.
@@ -318,9 +317,9 @@ class Experts(nn.Module):
         allowed = CHOICES["backend"]
         require(backend in allowed, "backend", backend, f"choose one of {', '.join(allowed)}")
         self.activation, self.backend, self.dispatcher = activation, backend, None
-        like = dict(device=device, dtype=dtype)
-        self.w_in = nn.Parameter(torch.empty(n_experts, d_model, width_in(d_expert, activation), **like))
-        self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model, **like))
+        factory = dict(device=device, dtype=dtype)
+        self.w_in = nn.Parameter(torch.empty(n_experts, d_model, width_in(d_expert, activation), **factory))
+        self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model, **factory))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

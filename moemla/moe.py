@@ -1,5 +1,6 @@
-"""Mixture of experts: a router, E routed experts of which each token takes A, and S shared ones that every token
-passes (eqs. 1-2).
+"""Mixture of experts: a router, E routed experts of which each token takes A, and S shared ones (eqs. 1-2).
+
+Every token passes the shared ones.
 """
 
 from einops import rearrange
@@ -39,18 +40,18 @@ class MixtureOfExperts(Layer):
         dtype=None,
     ):
         super().__init__()
-        like = dict(device=device, dtype=dtype)
-        how = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
-        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k, **how, **like)
+        factory = dict(device=device, dtype=dtype)
+        gating = dict(scores=scores, bias_in_gate=bias_in_gate, renormalise=renormalise, routed_scale=routed_scale)
+        self.router = Router(d_model=d_model, n_experts=n_experts, top_k=top_k, **gating, **factory)
         self.experts = Experts(
-            d_model=d_model, n_experts=n_experts, d_expert=d_expert, activation=activation, backend=backend, **like
+            d_model=d_model, n_experts=n_experts, d_expert=d_expert, activation=activation, backend=backend, **factory
         )
         whole = isinstance(n_shared, int) and not isinstance(n_shared, bool)
         require(whole and n_shared >= 0, "n_shared", n_shared, "must be a whole number of 0 or more")
         self.shared = None
         if n_shared:
             self.shared = FeedForward(
-                d_model=d_model, d_ff=n_shared * d_expert, activation=activation, bias=False, **like
+                d_model=d_model, d_ff=n_shared * d_expert, activation=activation, bias=False, **factory
             )
 
     def forward(self, x: Float[Tensor, "b t d"], valid: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t d"]:

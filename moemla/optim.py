@@ -2,7 +2,7 @@
 
 Muon (Jordan 2024) replaces a matrix's momentum by the nearest matrix with all singular values equal. Each expert is a
 matrix of its own. The step is scaled by 0.2 sqrt(max(rows, columns)), so that its root mean square is that of an AdamW
-step and one rate serves both (Liu et al. 2025, arXiv 2502.16982).
+step and one rate serves both (Liu et al. 2025, arXiv 2502.16982). Built in chapter 5.
 """
 
 import math
@@ -21,10 +21,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "n rows columns"], steps: int = 5) -> Float[Tensor, "n rows columns"]:
-    """Each matrix with its singular values brought near one, by Newton-Schulz steps on all of them at once.
-
-    Built in chapter 5.
-    """
+    """Each matrix with its singular values brought near one, by Newton-Schulz steps on all of them at once."""
     a, b, c = NEWTON_SCHULZ
     x = matrices
     wide = x.shape[1] <= x.shape[2]
@@ -37,10 +34,7 @@ def orthogonalise(matrices: Float[Tensor, "n rows columns"], steps: int = 5) -> 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for parameters of 2 dimensions (a matrix) or 3 (a stack of matrices).
-
-    Built in chapter 5.
-    """
+    """Momentum, orthogonalised, for parameters of 2 dimensions (a matrix) or 3 (a stack of matrices)."""
 
     def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
@@ -54,7 +48,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 if parameter.dim() not in (2, 3):
-                    raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
+                    raise ValueError(f"parameter.shape={tuple(parameter.shape)}: Muon takes matrices")
                 alike[(parameter.shape[-2:], parameter.dtype)].append(parameter)
             for (shape, _), parameters in alike.items():
                 updates = []
@@ -73,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> tuple[list[nn.Parameter], list[dict]]:
-    """(matrices of the blocks, AdamW groups for the rest). Built in chapter 5.
+    """(matrices of the blocks, AdamW groups for the rest).
 
     The rest: token and position tables, head, routers (weight decay as given), norms and biases (no weight decay). Of a
     model that is not from here, the matrices are those of its `blocks` and of every MixtureOfExperts. It may be wrapped
@@ -109,7 +103,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """["muon": Muon for the blocks' matrices and AdamW for the rest] or ["adamw": AdamW for all].
 
-    ValueError where the one asked for has nothing to train. Built in chapter 5.
+    ValueError where the one asked for has nothing to train.
     """
     matrices, rest = parameter_groups(model, weight_decay)
     if optimizer == "adamw":
@@ -124,10 +118,7 @@ def make_optimizers(
 
 
 def learning_rate(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine from lr to min_lr at `steps` (section 3.3).
-
-    Built in chapter 5.
-    """
+    """Linear from 0 over `warmup` steps, then half a cosine from lr to min_lr at `steps` (section 3.3)."""
     if step < warmup:
         return lr * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -3,6 +3,7 @@
 `results/EXPERIMENT/SCALE/NAME.json` holds the run that its path says: the name follows from the settings (`cells`). A
 file is complete or absent: it is written under a temporary name, synced and renamed. Nothing that names a person or a
 machine is kept: no host, no user, no absolute path. `table.csv` beside the files has a row a run, to read and to diff.
+Built in chapter 15.
 """
 
 import csv
@@ -49,12 +50,12 @@ _ABOVE = re.compile(r"(?:\.\./)+(?:[^\s,'\"/]+/)*(?=[\w.])")
 
 
 class ResultError(MoemlaError):
-    """A result file that is not one, cannot be read, or cannot be written. Built in chapter 15."""
+    """A result file that is not one, cannot be read, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run: what was set, what was measured, and where it came from. Built in chapter 15.
+    """One run: what was set, what was measured, and where it came from.
 
     `settings` are those of its `Cell`, whose name and key are `name` and `key`. `measures` hold finite numbers,
     booleans, strings, or lists and mappings of these. `provenance` has the entries of `PROVENANCE`; `git` is None
@@ -71,27 +72,24 @@ class Result:
     schema: int = SCHEMA
 
     def holds(self, where: Mapping[str, Any]) -> bool:
-        """Whether its settings have these values, by dotted names ("tags.arm", "train.lr"). Built in chapter 15."""
+        """Whether its settings have these values, by dotted names ("tags.arm", "train.lr")."""
         held = dict(leaves(self.settings))
         return all(name in held and held[name] == value for name, value in where.items())
 
 
 def of(cell: Cell, measures: Mapping[str, Any], origin: Mapping[str, Any]) -> Result:
-    """The result of a cell. Built in chapter 15."""
+    """The result of a cell."""
     measures, origin = _plain(measures, "measures"), _plain(origin, "provenance")
     return Result(cell.experiment, cell.name, _plain(cell.settings, "settings"), measures, origin, cell.key)
 
 
 def path_of(result: Result | Cell, folder: str | Path) -> Path:
-    """Where a result lies: FOLDER/EXPERIMENT/SCALE/NAME.json. Built in chapter 15."""
+    """Where a result lies: FOLDER/EXPERIMENT/SCALE/NAME.json."""
     return Path(folder) / result.experiment / result.settings["scale"] / f"{result.name}.json"
 
 
 def validate(data: Any, source: str = "result") -> Result:
-    """The `Result` in a decoded JSON object, all of it looked at; `ResultError` with what is wrong in `source`.
-
-    Built in chapter 15.
-    """
+    """The `Result` in a decoded JSON object, all of it looked at; `ResultError` with what is wrong in `source`."""
     result = _result(data, source)
     for path, value in _leaves(data):
         finite = not isinstance(value, float) or math.isfinite(value)
@@ -140,7 +138,7 @@ _FIELDS = {field.name for field in fields(Result)}
 def write(result: Result, folder: str | Path) -> Path:
     """Write one result, whole or not at all; returns its path. A file of the same cell is replaced.
 
-    ResultError where a file of that name has other settings. Built in chapter 15.
+    ResultError where a file of that name has other settings.
     """
     data = _plain(asdict(result), "result")
     validate(data, f"result {result.experiment} {result.name}")
@@ -153,7 +151,7 @@ def write(result: Result, folder: str | Path) -> Path:
 
 
 def same(result: Result, settings: Mapping[str, Any], path: str | Path) -> None:
-    """ResultError, naming a setting, where a result has others than a cell of its name. Built in chapter 15."""
+    """ResultError, naming a setting, where a result has others than a cell of its name."""
     for name, (was, now) in differences(result.settings, settings).items():
         said = f"{name}={was!r}, this one with {name}={now!r}"
         raise ResultError(f"{path} was measured with {said}: name another folder, or delete it")
@@ -171,7 +169,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def read(path: str | Path) -> Result:
-    """One result file. ResultError where it is not one, or not the one that its path says. Built in chapter 15."""
+    """One result file. ResultError where it is not one, or not the one that its path says."""
     try:
         with open(path, "rb") as file:
             data = json.loads(file.read(), parse_constant=_no_number)
@@ -187,7 +185,7 @@ def read(path: str | Path) -> Result:
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text}: no number of JSON")
 
 
 def load(
@@ -195,7 +193,7 @@ def load(
 ) -> list[Result]:
     """All results of a folder, or of one experiment, or of one scale, in the order of their paths.
 
-    Where there are none, one line says where they are expected (`ResultError`), unless missing_ok. Built in chapter 15.
+    Where there are none, one line says where they are expected (`ResultError`), unless missing_ok.
     """
     any_name = "[!.]*"
     paths = sorted(map(str, Path(folder).glob(f"{experiment or any_name}/{scale or any_name}/{any_name}.json")))
@@ -219,7 +217,7 @@ def comparable(*runs: Result, differ_in: Iterable[str]) -> list[Result]:
 
     Asserted before a mean and under every table: runs on another text, of another length or with another warm-up
     measure something else. differ_in: names of settings ("train.lr", "tags.text") or of `QUESTIONS`; where it has "lr",
-    the rate's floor stays the same share of it. Settings that came later than a run are completed. Built in chapter 15.
+    the rate's floor stays the same share of it. Settings that came later than a run are completed.
     """
     differ_in = set(differ_in)
     allowed = {setting for name in differ_in for setting in QUESTIONS.get(name, (name,))}
@@ -251,7 +249,7 @@ def _scaled(run: Result, differ_in: set[str]) -> dict[str, Any]:
 def folder_for(scale: str, folder: str | Path | None = None) -> Path:
     """Where the results of a scale go: `folder` if given, else results/, and those of smoke a new temporary folder.
 
-    A smoke run shows that all works and measures nothing: it stays out of what was measured. Built in chapter 15.
+    A smoke run shows that all works and measures nothing: it stays out of what was measured.
     """
     if folder is not None:
         return Path(folder)
@@ -259,10 +257,7 @@ def folder_for(scale: str, folder: str | Path | None = None) -> Path:
 
 
 def table(runs: Iterable[Result]) -> str:
-    """The runs as CSV, a row each by name: arm, rate, seed, text, and what was measured as a number.
-
-    Built in chapter 15.
-    """
+    """The runs as CSV, a row each by name: arm, rate, seed, text, and what was measured as a number."""
     rows = []
     for run in sorted(runs, key=lambda run: run.name):
         tags, train = run.settings["tags"], run.settings["train"] or {}
@@ -278,7 +273,7 @@ def table(runs: Iterable[Result]) -> str:
 
 
 def write_table(runs: Iterable[Result], folder: str | Path) -> None:
-    """Writes `table` beside the files of these runs, of one experiment and scale. Built in chapter 15."""
+    """Writes `table` beside the files of these runs, of one experiment and scale."""
     runs = list(runs)
     if runs:
         _write(path_of(runs[0], folder).with_name(TABLE), table(runs))
@@ -288,7 +283,7 @@ def write_table(runs: Iterable[Result], folder: str | Path) -> None:
 
 
 def provenance(seconds: float, command: list[str] | None = None) -> dict[str, Any]:
-    """Versions, commit, date, machine class and command line of this process. Built in chapter 15.
+    """Versions, commit, date, machine class and command line of this process.
 
     `machine` has the CPU's model, its cores, torch's threads and the names of the GPUs (None without one).
     Paths in the command that are absolute or climb above the project are cut to their last part.

@@ -1,4 +1,4 @@
-"""A run's folder: what the run is, and the rows of its log."""
+"""A run's folder: what the run is, and the rows of its log. Built in chapter 13."""
 
 import json
 import math
@@ -45,7 +45,7 @@ class Progress:
 
 
 class Run:
-    """What a run is, and the files that say so. Built in chapter 13."""
+    """What a run is, and the files that say so."""
 
     def __init__(self, data: Path, out: Path, config: ModelConfig, settings: TrainConfig, tokenizer, facts: dict):
         self.out, self.config, self.settings, self.tokenizer = out, config, settings, tokenizer
@@ -104,7 +104,7 @@ class Log:
     """metrics.jsonl, one row each `log_every` steps; on a resumed run, rows past the checkpoint are dropped first.
 
     `flops_per_second` is what this machine's matrix products reach (all ranks' together): a row's utilisation is a
-    share of it. Built in chapter 13.
+    share of it.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def _rows(path: Path) -> list[dict]:
 
 
 def read_metrics(run: str | os.PathLike) -> list[Progress]:
-    """The rows of a run's metrics.jsonl. MoemlaError where there is none. Built in chapter 13."""
+    """The rows of a run's metrics.jsonl. MoemlaError where there is none."""
     known = {field.name for field in fields(Progress)}
     rows = _rows(Path(run) / "metrics.jsonl")
     return [Progress(**{key: value for key, value in row.items() if key in known}) for row in rows]

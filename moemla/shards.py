@@ -3,6 +3,7 @@
 A shard is one file: a header with checksums, all tokens as 16-bit ids, and where each story starts. Every story
 is EOT followed by its tokens, so that EOT is the token from which a story is started. Shards are
 memory-mapped: a file larger than the memory trains as well. Whatever is written appears whole or not at all.
+Built in chapter 1.
 """
 
 import os
@@ -26,7 +27,7 @@ from moemla.tokenizer import Tokenizer
 
 
 class TokenShard:
-    """A file of tokens, memory-mapped. Built in chapter 1.
+    """A file of tokens, memory-mapped.
 
     `tokens` (N,) uint16; `documents` (D + 1,) int64, where each story starts and at last N; `vocab_size`;
     `tokenizer_hash` in hex. A file that is missing, foreign, of another version or damaged is a `DataError`: header
@@ -70,30 +71,30 @@ class TokenShard:
         if of_rest is not None and of_rest != zlib.crc32(self.documents, zlib.crc32(header)):
             raise self._damaged("header or stories do not have their checksum")
         if check or (check is None and size <= self.CHECKED):
-            found = 0
+            actual = 0
             for start in range(0, tokens, 2**20):
                 part = self.tokens[start : start + 2**20]
                 self.check_ids(part)
-                found = zlib.crc32(part, found)
-            if of_tokens not in (None, found):
+                actual = zlib.crc32(part, actual)
+            if of_tokens not in (None, actual):
                 raise self._damaged("its tokens do not have their checksum")
 
     def _damaged(self, what: str) -> DataError:
         return DataError(f"{self.path} is damaged: {what}; run `moemla prepare` again")
 
     def check_ids(self, tokens: np.ndarray) -> None:
-        """`DataError` if one of `tokens`, any shape, is not below `vocab_size`. Built in chapter 1."""
+        """`DataError` if one of `tokens`, any shape, is not below `vocab_size`."""
         if tokens.size and (largest := tokens.max()) >= self.vocab_size:
             raise self._damaged(f"token {largest} in a vocabulary of {self.vocab_size}")
 
     def __len__(self) -> int:
-        """Number of stories. Built in chapter 1."""
+        """Number of stories."""
         return len(self.documents) - 1
 
     def document(self, i: int) -> np.ndarray:
-        """Tokens of story i, (n,) uint16: EOT first. Built in chapter 1."""
+        """Tokens of story i, (n,) uint16: EOT first."""
         if not 0 <= i < len(self):
-            raise IndexError(f"document {i}: {self.path} has {len(self)}, counted from 0")
+            raise IndexError(f"document={i}: {self.path} has {len(self)}, counted from 0")
         return self.tokens[self.documents[i] : self.documents[i + 1]]
 
 
@@ -101,7 +102,6 @@ def write_shard(path: str | os.PathLike[str], tokenizer: Tokenizer, documents: I
     """Writes stories, each a list of ids without EOT, as they come; the file appears when all are written.
 
     A full disk is a one-line `DataError`; after any failure nothing is left, and an older file stays.
-    Built in chapter 1.
     """
     starts, sum_ = array("q", [0]), 0
     with replacing(path) as file:
@@ -123,7 +123,7 @@ def write_shard(path: str | os.PathLike[str], tokenizer: Tokenizer, documents: I
 
 
 def check_tokenizer(shard: TokenShard, tokenizer: Tokenizer) -> None:
-    """`DataError`, naming both hashes, unless `shard` was written with `tokenizer`. Built in chapter 1."""
+    """`DataError`, naming both hashes, unless `shard` was written with `tokenizer`."""
     if shard.tokenizer_hash == tokenizer.hash and shard.vocab_size != tokenizer.vocab_size:
         raise shard._damaged(f"a vocabulary of {shard.vocab_size}, its tokenizer has {tokenizer.vocab_size}")
     if shard.tokenizer_hash != tokenizer.hash:
@@ -134,7 +134,7 @@ def check_tokenizer(shard: TokenShard, tokenizer: Tokenizer) -> None:
 
 
 class Batches:
-    """Windows of a shard, in an order that (shard, batch_size, seq_len, seed) fix. Built in chapter 1.
+    """Windows of a shard, in an order that (shard, batch_size, seq_len, seed) fix.
 
     The tokens are taken as a ring. Each epoch turns it by an offset of its own and cuts it into `windows`
     pieces of `seq_len` inputs, each with the token after it as its target; a permutation orders them; both are
@@ -169,13 +169,13 @@ class Batches:
         self._starts = lru_cache(maxsize=2)(self._epoch_starts)  # a batch may stand in two epochs
 
     def epoch(self, step: int) -> int:
-        """How many epochs are complete before batch `step`. Built in chapter 1."""
+        """How many epochs are complete before batch `step`."""
         return step * self.batch_size // self.windows
 
     def batch(self, step: int) -> tuple[Int64[Tensor, "b t"], Int64[Tensor, "b t"]]:
-        """Tokens and targets (one to the right) of batch `step`, at once for any step. Built in chapter 1."""
+        """Tokens and targets (one to the right) of batch `step`, at once for any step."""
         if step < 0:
-            raise IndexError(f"step {step}: batches are counted from 0")
+            raise IndexError(f"step={step}: batches are counted from 0")
         epochs, places = np.divmod(step * self.batch_size + self._rows, self.windows)
         starts = np.array([self._starts(int(e))[p] for e, p in zip(epochs, places, strict=True)])
         span = (starts[:, None] + np.arange(self.seq_len + 1)) % len(self.shard.tokens)

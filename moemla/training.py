@@ -1,4 +1,4 @@
-"""One step of training, and the loop: it goes on from a checkpoint as if nothing had happened."""
+"""One step of training, and the loop: it goes on from a checkpoint as if nothing had happened. Built in chapter 5."""
 
 import math
 import os
@@ -103,8 +103,9 @@ def train(
     claim = claimed(out, "moemla train") if world.main else nullcontext()
     try:
         with claim, undisturbed(device):
-            how = (resume, checkpoint_every, device, on_progress, validate_every, world)
-            return _train(run, batches, validation, *how)
+            return _train(
+                run, batches, validation, resume, checkpoint_every, device, on_progress, validate_every, world
+            )
     finally:
         if new:
             with suppress(OSError):  # it holds something, as it should
@@ -168,7 +169,7 @@ def train_step(
     Micro-batches change the memory and nothing else: every loss is that of the whole batch, whatever its parts hold.
     The Switch loss needs the counts of the whole step first, so with micro-batches it costs a pass without gradient
     more. The model may be wrapped (DDP, torch.compile); over ranks the batch and the loss are this one's, and all weigh
-    alike. Built in chapter 5.
+    alike.
     """
     device = next(model.parameters()).device
     parts, size = train_config.micro_batches, len(batch[0])

@@ -412,8 +412,8 @@ moemla/experiments/latent_cost.py
 
 texts-averaged
 Runs on two texts, or of two lengths, go into one mean.
--     return comparable(*found, differ_in=("variant", "lr", "seed"))
-+     return found
+-     return comparable(*runs, differ_in=("variant", "lr", "seed"))
++     return runs
 tests/experiments/test_latent_cost.py -k 'another_kind'
 
 moemla/cells.py
@@ -432,8 +432,8 @@ tests/test_cells.py -k 'kept_for_ever or in_the_table'
 
 cells-inherit-defaults
 A cell takes what it does not give from the class: when a default changes, a cell becomes another one.
-- **{**_frozen("model"), **given}
-+ **given
+- **{**_frozen("model"), **settings}
++ **settings
 tests/test_cells.py -k 'inherit'
 
 moemla/experiments/runner.py
@@ -557,7 +557,7 @@ tests/test_shards.py::test_ranks_share_the_rows_of_one_batch
 
 flipped-bit-passes
 A bit that flipped on the disk is trained on: the tokens' checksum is not compared.
-- if of_tokens not in (None, found):
+- if of_tokens not in (None, actual):
 + if False:
 tests/test_shards.py::test_every_bit_of_a_shard_is_checked
 

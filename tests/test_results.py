@@ -90,7 +90,7 @@ def test_experiments_and_scales_are_told_apart(tmp_path):
     [
         ("", "is not JSON"),
         ('{"schema": 1', "is not JSON"),
-        ('{"loss": NaN}', "NaN is no number"),
+        ('{"loss": NaN}', "NaN: no number"),
         ("[1, 2]", "a JSON object was expected"),
         ('{"loss": 1}', "lacks experiment"),
     ],

@@ -45,7 +45,7 @@ def test_a_shard_keeps_every_story_behind_its_eot(tmp_path, tokenizer):
     assert [tokenizer.decode(shard.document(i)) for i in range(4)] == STORIES
     assert list(tmp_path.iterdir()) == [path]
     for i in (-1, 5):
-        with pytest.raises(IndexError, match=f"document {i}: .* has 5"):
+        with pytest.raises(IndexError, match=f"document={i}: .* has 5"):
             shard.document(i)
 
 
@@ -237,7 +237,7 @@ def test_a_shard_smaller_than_a_window_says_how_many_tokens_are_needed(ring):
 def test_wrong_settings_of_batches_are_named(ring, wrong, message):
     with pytest.raises(ValueError, match=message):
         Batches(ring, **({"batch_size": 4, "seq_len": 8} | wrong))
-    with pytest.raises(IndexError, match="step -1"):
+    with pytest.raises(IndexError, match="step=-1"):
         Batches(ring, 4, 8).batch(-1)
 
 

@@ -11,20 +11,9 @@ MODULES = {module or "moemla": ast.parse(path.read_text(encoding="utf-8")) for m
 BAGS = {"how", "like", "found", "given"}
 BUILT = re.compile(r"Built in chapters? \d[^.]*\.")
 FIELD = re.compile(r"[\w.]+(\[\w+\])?(=.*)?: ")
-# Still to be mended.
-LONG: set[str] = {"balancing", "bench", "experts", "moe", "training"}
-VAGUE: set[str] = {
-    "balancing",
-    "bench",
-    "commands.experiment",
-    "experiments.chapter05",
-    "experiments.ten_minutes",
-    "experts",
-    "moe",
-    "shards",
-    "training",
-}
-NAMELESS: set[str] = {"optim", "shards"}
+LONG: set[str] = set()
+VAGUE: set[str] = set()
+NAMELESS: set[str] = set()
 
 
 def documented(tree):

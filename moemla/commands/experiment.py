@@ -1,4 +1,4 @@
-"""`moemla experiment`: runs an experiment."""
+"""`moemla experiment`: runs an experiment. Built in chapter 15."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from moemla.experiments import NAMES, find
 
 @dataclass
 class Experiment:
-    """One of the book's or the paper's experiments; stops and goes on at any point. Built in chapter 15.
+    """One of the book's or the paper's experiments; stops and goes on at any point.
 
     A finished run is a file in --folder; the same call again repeats only what is missing.
     """
@@ -37,12 +37,12 @@ class Experiment:
         print(f"results go to {folder}", file=sys.stderr)
         line = LiveLine(experiment.SCALES[self.scale].steps)
         try:
-            found = run(
+            made = run(
                 experiment, self.scale, folder, self.train, self.valid, self.seeds, report=_one_run, progress=line
             )
         finally:
             line.close()
-        print(experiment.table(found))
+        print(experiment.table(made))
 
 
 def _one_run(done: int, total: int, result, was_there: bool) -> None:

@@ -3,6 +3,7 @@
 Seed 0 chooses the learning rate: each variant at several rates, every run in full. (On the built-in stories runs of a
 third of the steps are made too, to see what they would have chosen.) The seeds from 1 on, which had no part in that
 choice, are the measurement, each variant at its own best rate; seed s gives all variants the same batches.
+Built in chapter 5.
 """
 
 import time
@@ -36,7 +37,7 @@ MAX_SEQ_LEN = 512  # the length of a learned position table
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the experiment is. Built in chapter 5."""
+    """How large the experiment is."""
 
     steps: int  # of a run on the built-in stories
     steps_of_files: int  # real stories take longer until counting is left behind,
@@ -75,7 +76,7 @@ SCALES = {
 
 
 def cells(scale: str, text: Text) -> list[Cell]:
-    """What is counted, then each variant at each rate with seed 0, in both lengths. Built in chapter 5."""
+    """What is counted, then each variant at each rate with seed 0, in both lengths."""
     parts = ("seed", "rate") if text.source == BUILTIN else ("seed",)
     sweep = [
         _cell(scale, text, variant, lr, 0, part)
@@ -88,13 +89,13 @@ def cells(scale: str, text: Text) -> list[Cell]:
 
 
 def choose(results: Iterable[Result]) -> dict[str, float]:
-    """Each variant's rate. Built in chapter 5."""
+    """Each variant's rate."""
     results = list(results)
     return best_rates(results, results[0].settings["data"])
 
 
 def measure(scale: str, text: Text, chosen: dict[str, float] | None, seeds: int | None = None) -> list[Cell]:
-    """Each variant at its chosen rate, with the seeds from 1 on. Built in chapter 5."""
+    """Each variant at its chosen rate, with the seeds from 1 on."""
     size = SCALES[scale]
     own = size.seeds if text.source == BUILTIN else size.seeds_of_files
     variants = _variants(scale, text)
@@ -136,31 +137,31 @@ def _model(variant: str, vocab_size: int) -> ModelConfig:
 
 
 def work(cell: Cell, text: Text, scratch: Path, progress=None) -> dict[str, Any]:
-    """One run, trained and scored; of the counted cell, bits per byte. Built in chapter 5."""
+    """One run, trained and scored; of the counted cell, bits per byte."""
     shards = text.folder
     if cell.model is None:
         return dict(bits_per_byte=counted(shards, read_json(shards / "data.json")["splits"]["valid"]["bytes"]))
-    found: dict[str, Any] = dict(parameters=complexity.parameters(cell.model).total)
-    found["cache_bytes_per_token"] = complexity.cache_bytes_per_token(cell.model, dtype_bytes=2)
+    measures: dict[str, Any] = dict(parameters=complexity.parameters(cell.model).total)
+    measures["cache_bytes_per_token"] = complexity.cache_bytes_per_token(cell.model, dtype_bytes=2)
     out, trained = scratch / "run", cell.train
     before = max((int(path.name.removeprefix("step-")) for path in checkpoints(out)), default=0)
     begin = time.process_time()
     try:
         model = train(cell.model, trained, shards, out, resume=True, on_progress=progress)
     except Diverged:
-        return found | dict(diverged=True)
+        return measures | dict(diverged=True)
     tokens = (trained.steps - before) * trained.batch_size * trained.seq_len
-    found["tokens_per_cpu_second"] = tokens / (time.process_time() - begin)
+    measures["tokens_per_cpu_second"] = tokens / (time.process_time() - begin)
     rows = read_metrics(out)
-    found |= dict(seconds=rows[-1].seconds, tokens_seen=rows[-1].tokens)
-    found["curve"] = dict(tokens=[row.tokens for row in rows], loss=[round(row.loss, 4) for row in rows])
+    measures |= dict(seconds=rows[-1].seconds, tokens_seen=rows[-1].tokens)
+    measures["curve"] = dict(tokens=[row.tokens for row in rows], loss=[round(row.loss, 4) for row in rows])
     texts = islice(read_stories(shards / "valid.txt"), cell.tags["scored"])
     scored = evaluate(model, Tokenizer.load(shards / "tokenizer.json"), texts, trained.seq_len)
-    return found | {key: value for key, value in scored.to_dict().items() if value is not None}
+    return measures | {key: value for key, value in scored.to_dict().items() if value is not None}
 
 
 def table(results: Iterable[Result]) -> str:
-    """Nats per token of each variant at its own best rate, mean over the seeds and 95 %. Built in chapter 5."""
+    """Nats per token of each variant at its own best rate, mean over the seeds and 95 %."""
     results = list(results)
     out = [f"{'text':10}{'variant':10}{'rate':>7}{'seeds':>7}   nats per token, 95 %"]
     for data in dict.fromkeys(result.settings["data"] for result in results):
@@ -180,7 +181,6 @@ def rates_tried(results: Iterable[Result], data: str, part: str = "seed") -> dic
 
     Of the runs in full, or with part="rate" of those of a third of the steps. `data` is "builtin", "files", or the hash
     of one text where a folder has runs on several. ResultError where runs differ in more than variant, rate and seed.
-    Built in chapter 5.
     """
     tried: dict[str, dict[float, float | None]] = {}
     for result in sorted(_runs(results, data, part), key=lambda result: result.settings["train"]["lr"]):
@@ -191,10 +191,7 @@ def rates_tried(results: Iterable[Result], data: str, part: str = "seed") -> dic
 
 
 def best_rates(results: Iterable[Result], data: str, part: str = "seed") -> dict[str, float]:
-    """For each variant the rate with the lowest loss in `rates_tried`; MoemlaError where all diverged.
-
-    Built in chapter 5.
-    """
+    """For each variant the rate with the lowest loss in `rates_tried`; MoemlaError where all diverged."""
     best = {}
     for name, losses in rates_tried(results, data, part).items():
         came_through = [(loss, lr) for lr, loss in losses.items() if loss is not None]
@@ -205,19 +202,19 @@ def best_rates(results: Iterable[Result], data: str, part: str = "seed") -> dict
 
 
 def seeds_of(results: Iterable[Result], data: str) -> dict[str, list[Result]]:
-    """Each variant's runs on that data at its best rate, seeds 1, 2 and so on. Built in chapter 5."""
+    """Each variant's runs on that data at its best rate, seeds 1, 2 and so on."""
     runs = sorted(_runs(results, data), key=lambda result: result.settings["train"]["seed"])
     best = best_rates(runs, data)
-    found: dict[str, list[Result]] = {name: [] for name in best}
+    of_variant: dict[str, list[Result]] = {name: [] for name in best}
     for run in runs:
         variant, train = run.settings["tags"]["variant"], run.settings["train"]
         if train["seed"] > 0 and train["lr"] == best[variant]:
-            found[variant].append(run)
-    return found
+            of_variant[variant].append(run)
+    return of_variant
 
 
 def _runs(results: Iterable[Result], data: str, part: str = "seed") -> list[Result]:
     """The runs of one kind: the same text, length, warm-up and floor of the rate (as a share of it), each run once."""
-    found = [result for result in results if result.settings["tags"]["part"] == part]
-    found = [result for result in found if data in (result.settings["tags"]["text"], result.settings["data"])]
-    return comparable(*found, differ_in=("variant", "lr", "seed"))
+    runs = [result for result in results if result.settings["tags"]["part"] == part]
+    runs = [result for result in runs if data in (result.settings["tags"]["text"], result.settings["data"])]
+    return comparable(*runs, differ_in=("variant", "lr", "seed"))

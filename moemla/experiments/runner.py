@@ -1,7 +1,7 @@
 """Runs the cells of an experiment in processes side by side, cut and continued at any point, each result a file.
 
 A folder is read once. A finished cell is found again by its name and all its settings; a run that was killed repeats
-only the cells that it was in, and these go on from what they left in their scratch folders.
+only the cells that it was in, and these go on from what they left in their scratch folders. Built in chapter 15.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ Report = Callable[[int, int, Result, bool], None]  # cells done, of how many, th
 class Text:
     """Stories as tokens: where they come from, the hash of what was prepared, and the folder of the shards.
 
-    `folder` is None where results are only counted. Built in chapter 15.
+    `folder` is None where results are only counted.
     """
 
     source: str  # "builtin" or "files"
@@ -50,7 +50,7 @@ def prepared(
 ) -> Text:
     """An experiment's text as tokens, in a work folder that it has to itself.
 
-    Another text has another folder, so that runs on both may go side by side. Built in chapter 15.
+    Another text has another folder, so that runs on both may go side by side.
     """
     from moemla.data import prepare
 
@@ -78,7 +78,7 @@ def run(
     report: Report | None = None,
     progress: Callable | None = None,
 ) -> list[Result]:
-    """All runs of an experiment at a scale that have no result yet; results of all of them. Built in chapter 15.
+    """All runs of an experiment at a scale that have no result yet; results of all of them.
 
     On the built-in stories or on two text files; each text has its own results. `folder` is results/ unless given,
     of smoke a new temporary one. `seeds`: instead of the scale's. `workers` processes, 0 for this one, as for an
@@ -106,7 +106,7 @@ def run(
 def planned(experiment: Any, scale: str, text: Text, seeds: int | None = None) -> list[Cell]:
     """All cells of an experiment on a text; those that wait for a choice, as many, as if it had been made.
 
-    ValueError where two have one name. Built in chapter 15.
+    ValueError where two have one name.
     """
     first = experiment.cells(scale, text)
     later = experiment.measure(scale, text, None, seeds) if hasattr(experiment, "choose") else []
@@ -142,7 +142,7 @@ def run_cells(
     written. In the processes of `pool`, or one after another in this one. `report` is called for each cell, `before`
     having been done of `total`; `table.csv` is written anew after each that was run. To repeat a cell, delete its file.
     Two cells of one name are refused before anything runs (ValueError). Provenance counts the `attempts`; its `seconds`
-    are those of the attempt that finished. Built in chapter 15.
+    are those of the attempt that finished.
     """
     cells, folder = list(cells), Path(folder)
     distinct(cells)
@@ -153,14 +153,14 @@ def run_cells(
         if cell.name in shelf:
             same(shelf[cell.name], cell.settings, path_of(cell, folder))
             shutil.rmtree(_scratch(cell, folder), ignore_errors=True)
-    found, total = {}, total or len(cells)
+    done, total = {}, total or len(cells)
 
     def note(result: Result, was_there: bool) -> None:
-        found[result.name] = shelf[result.name] = result
+        done[result.name] = shelf[result.name] = result
         if not was_there:
             results.write_table(_with_new(shelf, result, folder), folder)
         if report:
-            report(before + len(found), total, result, was_there)
+            report(before + len(done), total, result, was_there)
 
     waiting = [cell for cell in cells if cell.name not in shelf]
     for cell in cells:
@@ -168,12 +168,12 @@ def run_cells(
             note(shelf[cell.name], True)
     for result in _all(waiting, work, folder, pool):
         note(result, False)
-    return [found[cell.name] for cell in cells]
+    return [done[cell.name] for cell in cells]
 
 
-def _with_new(shelf: dict[str, Result], like: Result, folder: Path) -> Iterable[Result]:
+def _with_new(shelf: dict[str, Result], fresh: Result, folder: Path) -> Iterable[Result]:
     """The results read or made so far, and those that another call has written beside them since."""
-    for path in path_of(like, folder).parent.glob("[!.]*.json"):
+    for path in path_of(fresh, folder).parent.glob("[!.]*.json"):
         if path.stem not in shelf:
             shelf[path.stem] = results.read(path)
     return shelf.values()
@@ -221,7 +221,7 @@ def _run_cell(cell: Cell, work: Callable, folder: Path) -> Result:
 
 
 class Tally(NamedTuple):
-    """How much of an experiment is there, at a scale and on a text. Built in chapter 15."""
+    """How much of an experiment is there, at a scale and on a text."""
 
     experiment: str
     scale: str
@@ -231,12 +231,12 @@ class Tally(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether all of it is there. Built in chapter 15."""
+        """Whether all of it is there."""
         return len(self.done) == self.total
 
 
 def tallies(runs: Iterable[Result]) -> list[Tally]:
-    """What of the registered experiments is among these results, by scale and text. Built in chapter 15."""
+    """What of the registered experiments is among these results, by scale and text."""
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for run in runs:
         if run.experiment in NAMES:
@@ -263,7 +263,7 @@ def _tally(experiment: Any, scale: str, runs: list[Result]) -> Tally:
 def finished(runs: Iterable[Result]) -> list[Result]:
     """Of these results those that may be shown: of experiments that are complete on their text, and its cells only.
 
-    Those of an experiment that is not registered are all shown. Built in chapter 15.
+    Those of an experiment that is not registered are all shown.
     """
     runs = list(runs)
     kept = {id(run) for tally in tallies(runs) if tally.complete for run in tally.done}

@@ -2,7 +2,7 @@
 
 On the built-in stories three more figures say whether they teach more than counting can: what the model loses when the
 sentences of a story are shuffled, how often it gets names, pronouns and objects right that were settled sentences
-earlier, and how often an eight-word sequence comes back.
+earlier, and how often an eight-word sequence comes back. Built in chapter 5.
 """
 
 import json
@@ -39,7 +39,7 @@ PROMPT = "Once upon a time"
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the run is: at full scale as `moemla train` does it by default. Built in chapter 5."""
+    """How large the run is: at full scale as `moemla train` does it by default."""
 
     steps: int = 1000
     warmup: int = 50
@@ -53,7 +53,7 @@ SCALES = {"smoke": Scale(steps=20, warmup=2, batch_size=4, seq_len=64, stories=3
 
 
 def cells(scale: str, text: Text) -> list[Cell]:
-    """One run of `tiny` moe-mla-rope. Built in chapter 5."""
+    """One run of `tiny` moe-mla-rope."""
     size, arm = SCALES[scale], "moe-mla-rope"
     return [
         Cell(
@@ -77,13 +77,13 @@ def cells(scale: str, text: Text) -> list[Cell]:
 
 
 def work(cell: Cell, text: Text, scratch: Path, progress=None) -> dict[str, Any]:
-    """The run, trained from its last checkpoint on, and measured. Built in chapter 5."""
+    """The run, trained from its last checkpoint on, and measured."""
     train(cell.model, cell.train, text.folder, scratch / "run", resume=True, on_progress=progress)
     return figures(scratch / "run", text.folder, cell.tags["scored"])
 
 
 def table(results: Iterable[Result]) -> str:
-    """What was measured, without the stories that were told, as JSON. Built in chapter 5."""
+    """What was measured, without the stories that were told, as JSON."""
     shown = [
         {
             "name": result.name,
@@ -92,11 +92,11 @@ def table(results: Iterable[Result]) -> str:
         }
         for result in results
     ]
-    return "\n".join(json.dumps(one, indent=1) for one in shown)
+    return "\n".join(json.dumps(one, indent=1, allow_nan=False) for one in shown)
 
 
 def figures(run: str | Path, data: str | Path, scored: int | None = None) -> dict[str, Any]:
-    """All figures of a finished run on prepared data, and twenty stories that it writes. Built in chapter 5.
+    """All figures of a finished run on prepared data, and twenty stories that it writes.
 
     `scored` stories stand for all, and a few words for a story, where only the road is tried.
     """
@@ -108,22 +108,22 @@ def figures(run: str | Path, data: str | Path, scored: int | None = None) -> dic
     facts = read_json(data / "data.json")
     texts = list(islice(read_stories(data / "valid.txt"), scored))
     scores = evaluate(model, tokenizer, texts, context)
-    found: dict[str, Any] = {"seconds": last.seconds, "tokens_seen": last.tokens, "final_loss": last.loss}
-    found |= scores.to_dict()
-    found["counted_bits_per_byte"] = counted(data, facts["splits"]["valid"]["bytes"])
+    measures: dict[str, Any] = {"seconds": last.seconds, "tokens_seen": last.tokens, "final_loss": last.loss}
+    measures |= scores.to_dict()
+    measures["counted_bits_per_byte"] = counted(data, facts["splits"]["valid"]["bytes"])
     if facts["settings"]["source"] == BUILTIN:
         shuffled = [shuffle_sentences(text, seed) for seed, text in enumerate(texts)]
-        found["shuffled_bits_per_byte"] = evaluate(model, tokenizer, shuffled, context).bits_per_byte
+        measures["shuffled_bits_per_byte"] = evaluate(model, tokenizer, shuffled, context).bits_per_byte
         start = settings["splits"]["train"]["stories"]
         marked = list(islice(stories(VALID_STORIES, start=start), scored or 200))
-        found["agreement_accuracy"] = agreement_accuracy(model, tokenizer, marked, context)
-        found["most_common_8_words"] = most_common_sequence(
+        measures["agreement_accuracy"] = agreement_accuracy(model, tokenizer, marked, context)
+        measures["most_common_8_words"] = most_common_sequence(
             story.text for story in stories(scored or DEFAULT_STORIES // 2)
         )
     told = tell(model, tokenizer) if scored is None else tell(model, tokenizer, 2, SAMPLE_TOKENS // 10)
-    found["samples_repeating_8_words"] = sum(repeats(text) for text in told)
-    found["samples"] = told
-    return found
+    measures["samples_repeating_8_words"] = sum(repeats(text) for text in told)
+    measures["samples"] = told
+    return measures
 
 
 def counted(data: str | Path, n_bytes: int) -> dict[str, float]:
@@ -132,12 +132,12 @@ def counted(data: str | Path, n_bytes: int) -> dict[str, float]:
     Built in chapter 1.
     """
     train_shard, valid = TokenShard(Path(data) / "train.bin"), TokenShard(Path(data) / "valid.bin")
-    found = {}
+    bits = {}
     for order in (2, 3, 4):
         model = NGram(order, train_shard.vocab_size).fit(train_shard.tokens, train_shard.documents)
         nats = float(model.nats(valid.tokens, valid.documents).sum())
-        found[str(order)] = bits_per_byte(nats, n_bytes)
-    return found
+        bits[str(order)] = bits_per_byte(nats, n_bytes)
+    return bits
 
 
 def most_common_sequence(texts: Iterable[str], words: int = 8) -> float:
@@ -149,9 +149,9 @@ def most_common_sequence(texts: Iterable[str], words: int = 8) -> float:
 
 
 def repeats(text: str, words: int = 8) -> bool:
-    """Whether a sequence of so many words stands in the text twice. Built in chapter 5."""
-    found = _sequences(text, words)
-    return len(set(found)) < len(found)
+    """Whether a sequence of so many words stands in the text twice."""
+    sequences = _sequences(text, words)
+    return len(set(sequences)) < len(sequences)
 
 
 def _sequences(text: str, words: int) -> list[tuple[str, ...]]:
@@ -160,7 +160,7 @@ def _sequences(text: str, words: int) -> list[tuple[str, ...]]:
 
 
 def tell(model, tokenizer: Tokenizer, count: int = SAMPLES, tokens: int = SAMPLE_TOKENS) -> list[str]:
-    """`count` stories from the same prompt, with the seeds 0, 1, 2, ... Built in chapter 5."""
+    """`count` stories from the same prompt, with the seeds 0, 1, 2, ..."""
     prompt = torch.tensor([tokenizer.eot, *tokenizer.encode(PROMPT)])
     told = generate(model, [prompt] * count, max_new_tokens=tokens, stop=tokenizer.eot)
     return [tokenizer.decode(story.tolist()) for story in told]

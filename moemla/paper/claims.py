@@ -300,10 +300,10 @@ def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None
     `where` has dotted names: {"tags.arm": "mla-rope", "train.lr": 0.01}.
     """
     experiment, scale, measure = wanted["experiment"], wanted["scale"], wanted["measure"]
-    found = results.load(folder, experiment, scale, missing_ok=True)
-    runs = [run for run in finished(found) if measure in run.measures and run.holds(wanted.get("where", {}))]
+    stored = results.load(folder, experiment, scale, missing_ok=True)
+    runs = [run for run in finished(stored) if measure in run.measures and run.holds(wanted.get("where", {}))]
     if not runs:
-        return None, "not finished yet" if found else "not measured yet"
+        return None, "not finished yet" if stored else "not measured yet"
     values = [run.measures[measure] for run in results.comparable(*runs, differ_in={"seed"})]
     return math.fsum(values) / len(values), f"mean of {len(values)} runs of {experiment} at scale {scale}"
 
