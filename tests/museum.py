@@ -352,7 +352,7 @@ check-without-gradients
 A check compares outputs alone: a value cut off from its gradient passes.
 - for name, mine, right in zip(ours, *pairs, strict=True):
 + for name, mine, right in ():
-tests/checks/test_checks.py::test_the_librarys_own_passes
+tests/checks/test_checks.py::test_a_wrong_version_fails_in_one_line
 
 check-moves-the-generator
 A check seeds torch's own generator: what a reader draws after it is the same each time.
