@@ -35,7 +35,8 @@ def test_every_command_from_the_wheel_in_an_empty_folder(unpacked, tmp_path):
     assert len(COMMANDS) == 7 and "claims: " in done.stdout
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"data", "run", "exported", "kept"}
-    assert (tmp_path / "exported" / "model.safetensors").is_file() and list((tmp_path / "kept").glob("ten-minutes/smoke/*.json"))
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    assert list((tmp_path / "kept").glob("ten-minutes/smoke/*.json"))
 
 
 def test_what_the_wheel_holds(wheel, unpacked):
