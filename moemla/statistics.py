@@ -11,6 +11,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from types import ModuleType
+
+from moemla.errors import optional
 
 LEVEL = 0.95
 POWER = 0.9
@@ -38,14 +41,12 @@ class Estimate:
 
         "No difference" may be said where it is below 1 - `level`. ValueError unless the margin is positive.
         """
-        from scipy.stats import t
-
         if not margin > 0:
             raise ValueError(f"margin={margin}: must be above 0")
         if self.standard_error == 0:
             return float(abs(self.value) >= margin)
         above, below = ((margin + sign * self.value) / self.standard_error for sign in (1, -1))
-        return float(max(t.sf(above, self.df), t.sf(below, self.df)))
+        return float(max(_scipy().stats.t.sf([above, below], self.df)))
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 def power(difference: float, standard_error: float, df: float, level: float = LEVEL) -> float:
     """The chance that a true difference is seen by a two-sided t test."""
-    from scipy.stats import nct, t
-
-    edge, shift = t.ppf((1 + level) / 2, df), difference / standard_error
-    return float(nct.sf(edge, df, shift) + nct.sf(edge, df, -shift))  # the cdf at -edge is the same, or NaN
+    stats = _scipy().stats
+    edge, shift = stats.t.ppf((1 + level) / 2, df), difference / standard_error
+    return float(stats.nct.sf(edge, df, shift) + stats.nct.sf(edge, df, -shift))  # the cdf at -edge is the same, or NaN
 
 
 def detectable(sd: float, seeds: int, wanted: float = POWER, level: float = LEVEL) -> float:
@@ -138,10 +138,12 @@ def detectable(sd: float, seeds: int, wanted: float = POWER, level: float = LEVE
 
     sd: one arm's standard deviation over seeds, the same in both, seeds independent.
     """
-    from scipy.optimize import brentq
-
     error, df = sd * math.sqrt(2 / seeds), 2 * (seeds - 1)
-    return brentq(lambda size: power(size, error, df, level) - wanted, 0.0, 20 * error)
+    return _scipy().optimize.brentq(lambda size: power(size, error, df, level) - wanted, 0.0, 20 * error)
+
+
+def _scipy() -> ModuleType:
+    return optional("scipy", "stats")  # a second to import
 
 
 def _checked(values: Iterable[float]) -> list[float]:
@@ -152,19 +154,16 @@ def _checked(values: Iterable[float]) -> list[float]:
 
 
 def _estimate(value: float, error: float, df: float, level: float) -> Estimate:
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, df)) * error
-    p = float(2 * t.sf(abs(value) / error, df)) if error else float(value == 0)
+    student_t = _scipy().stats.t
+    half = float(student_t.ppf((1 + level) / 2, df)) * error
+    p = float(2 * student_t.sf(abs(value) / error, df)) if error else float(value == 0)
     return Estimate(value, value - half, value + half, p, error, df, level)
 
 
 def _correlation(groups: list[list[float]]) -> float | None:
-    from scipy.stats import pearsonr
-
     if any(len(set(group)) == 1 for group in groups):
         return None
     if len(groups[0]) == 2:
         return None  # two seeds are always on a line
-    pairs = [float(pearsonr(a, b).statistic) for a, b in combinations(groups, 2)]
+    pairs = [float(_scipy().stats.pearsonr(a, b).statistic) for a, b in combinations(groups, 2)]
     return math.fsum(pairs) / len(pairs)

@@ -90,6 +90,12 @@ def interval():
     mean_interval([1.0, 2.0])
 
 
+def seeds_apart():
+    from moemla.statistics import difference
+
+    difference([1.0, 2.0], [2.0, 4.0])
+
+
 def picture():
     from moemla.plots import style
 
@@ -99,7 +105,12 @@ def picture():
 
 @pytest.mark.parametrize(
     ("use", "package", "extra"),
-    [(hub, "datasets", "hub"), (interval, "scipy", "stats"), (picture, "matplotlib", "plots")],
+    [
+        (hub, "datasets", "hub"),
+        (interval, "scipy", "stats"),
+        (seeds_apart, "scipy", "stats"),
+        (picture, "matplotlib", "plots"),
+    ],
 )
 def test_without_an_extra_one_line_names_it(monkeypatch, use, package, extra):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
