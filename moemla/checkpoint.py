@@ -208,10 +208,11 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
 def load(path: str | os.PathLike, device=None) -> tuple[LanguageModel, Tokenizer | None]:
     """(model, tokenizer) from a folder that `model.save` wrote or from a run (its last checkpoint). Built in chapter 5.
 
-    The model comes in float32 and in eval mode; the tokenizer is None where the folder has none. MoemlaError if nothing
-    is there, a file is damaged, or the tokenizer is not the run's.
+    Where there is no such folder, "pretrained/NAME" is a model that ships with the package. The model comes in float32
+    and in eval mode; the tokenizer is None where the folder has none. MoemlaError if nothing is there, a file is
+    damaged, or the tokenizer is not the run's.
     """
-    path = Path(path)
+    path = shipped(path)
     whole = (path / "model.safetensors").is_file()
     with undisturbed(device):
         if whole:
@@ -221,6 +222,20 @@ def load(path: str | os.PathLike, device=None) -> tuple[LanguageModel, Tokenizer
     tokenizer = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else None
     _check_tokenizer(path, model.config, tokenizer)
     return model.eval(), tokenizer
+
+
+SHIPPED = "pretrained"
+
+
+def shipped(path: str | os.PathLike) -> Path:
+    """The folder, if there is one; else the model of that name that ships, in the wheel or beside it in a checkout."""
+    path = Path(path)
+    if not path.exists() and path.parent == Path(SHIPPED):
+        package = Path(__file__).resolve().parent
+        for place in (package, package.parent):
+            if (place / path / "config.json").is_file():
+                return place / path
+    return path
 
 
 def _model(folder: Path, device, is_checkpoint: bool) -> LanguageModel:

@@ -14,9 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from moemla import training
+from moemla import complexity, training
 from moemla.checkpoint import checkpoints, load, load_checkpoint, newest, read_json, save_checkpoint, write_json
+from moemla.config import ModelConfig
 from moemla.errors import MoemlaError
+from moemla.evaluation import evaluate
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
 from moemla.runs import read_metrics
@@ -24,6 +26,7 @@ from moemla.tokenizer import Tokenizer
 from moemla.training import train
 from tests.runs import STORIES, code_of, files_in, fork, make_data, micro, quick, wait_for
 
+ROOT = Path(__file__).parents[1]
 CHECKPOINT = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json"}
 
 
@@ -428,7 +431,7 @@ def test_a_run_holds_safetensors_and_json_only(tmp_path, data, no_measuring):
 
 def rewrite(folder: Path, change, name: str = "model.safetensors") -> None:
     """The tensors of a file after `change`; the checkpoint's checksums go, as in one from before there were any."""
-    tensors = safetensors.torch.load_file(folder / name)
+    tensors = safetensors.torch.safetensors.torch.load_file(folder / name)
     change(tensors)
     safetensors.torch.save_file(tensors, folder / name)
     if (folder / "state.json").is_file():
@@ -576,3 +579,38 @@ def test_load_leaves_the_callers_random_numbers_alone(tmp_path):
     with pytest.raises(MoemlaError):
         load(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+
+
+# ---- the model that ships
+
+
+SHIPPED = "pretrained/tiny-moe-mla-rope"
+TOLD = (  # of our own, in the manner of what it was trained on
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her friends. "
+    'One day, she saw a big dog. The dog was very happy. Lily said, "Hello, dog! Do you want to play with me?"'
+)
+
+
+def test_the_model_that_ships_loads_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = load(SHIPPED)
+    assert model.config == ModelConfig.preset("tiny", "moe-mla-rope", vocab_size=4096, max_seq_len=512)
+    score = evaluate(model, tokenizer, [TOLD])
+    assert score.bits_per_byte < 0.75 and score.load_cv < 1  # an untrained one has 3
+    (tmp_path / SHIPPED).mkdir(parents=True)
+    with pytest.raises(MoemlaError, match="tiny-moe-mla-rope"):
+        load(SHIPPED)  # a path comes first
+    with pytest.raises(MoemlaError, match="pretrained/other"):
+        load("pretrained/other")
+
+
+def test_its_card_says_what_its_config_says():
+    folder = ROOT / SHIPPED
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    model, tokenizer = load(folder)
+    counted = complexity.parameters(model.config)
+    assert f"{counted.total:,}, of which {counted.active:,}" in card and f"{tokenizer.vocab_size:,} pieces" in card
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_200_000
+    kept = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {str(tensor.dtype) for name, tensor in kept.items() if ".router." not in name} == {"torch.bfloat16"}
+    assert {str(tensor.dtype) for name, tensor in kept.items() if ".router." in name} == {"torch.float32"}

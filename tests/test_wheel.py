@@ -32,7 +32,7 @@ def test_every_command_from_the_wheel_in_an_empty_folder(unpacked, tmp_path):
     done = try_commands([sys.executable, "-S"], tmp_path, {**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert Path(done.stdout.splitlines()[-1]) == unpacked / "moemla"
-    assert len(COMMANDS) == 7 and "claims: " in done.stdout
+    assert len(COMMANDS) == 8 and "claims: " in done.stdout
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"data", "run", "exported", "kept"}
     assert (tmp_path / "exported" / "model.safetensors").is_file()
@@ -45,6 +45,8 @@ def test_what_the_wheel_holds(wheel, unpacked):
     assert "moemla/py.typed" in names and "moemla/paper/claims.yml" in names
     own = {str(path.relative_to(ROOT)) for path in (ROOT / "moemla").rglob("*") if path.suffix in (".py", ".yml")}
     assert all(name.startswith("moemla/") for name in names) and own <= names
+    kept = {f"moemla/{path.relative_to(ROOT)}" for path in (ROOT / "pretrained").rglob("*") if path.is_file()}
+    assert kept and kept == {name for name in names if name.startswith("moemla/pretrained/")}
 
 
 def test_the_long_description_has_no_link_that_leads_nowhere(unpacked):

@@ -12,6 +12,7 @@ COMMANDS = (
     "train --data data --out run --steps 20 --batch-size 2 --seq-len 32 --warmup 2",
     "evaluate --run run",
     "generate --run run --max-new-tokens 8",
+    "generate --run pretrained/tiny-moe-mla-rope --max-new-tokens 8",
     "export --run run --out exported",
     "experiment ten-minutes --scale smoke --folder kept",
     "claims",

@@ -1,12 +1,14 @@
 """Arms trained alike, each at its own best learning rate, measured over seeds: the shape of the paper's tables.
 
-Seed 0 chooses: each arm at each rate, every run in full. The seeds from 1 on had no part in that choice and are the
-measurement; seed s gives all arms the same batches. What is asked, expected and tested stands in the experiment's
-`registration.md`, which was committed before its first run. Built in chapter 15.
+Seed 0 chooses: each arm at each rate, every run in full. The seeds from 11 on had no part in that choice and are the
+measurement (chapter 5 has seen 1 to 8); seed s gives all arms the same batches. What is asked, expected and tested
+stands in the experiment's `registration.md`, which was committed before its first run. Built in chapter 15.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ class Arm:
     """One way to build or to train a model.
 
     `model` changes the preset of `variant` (`matched` among it), `train` the recipe. `rates` instead of the scale's; of
-    a single one there is no sweep. `rate_of`: the arm whose choice it takes. `steps`: as many times the scale's.
+    a single one there is no sweep. `rate_of`: the arm whose choice it takes. `seeds` instead of the scale's. `steps`:
+    as many times the scale's.
     """
 
     name: str
@@ -110,7 +113,8 @@ class Comparison:
         """Each arm at its chosen rate with the seeds that measure; chosen=None: as many cells, any rate."""
         size, arms = self.SCALES[scale], self._arms(scale)
         rates = {arm.name: (chosen or {}).get(arm.rate_of or arm.name, self._rates(arm, scale)[0]) for arm in arms}
-        counts = {arm.name: seeds or min(arm.seeds or size.seeds, size.seeds) for arm in arms}
+        fixed = size.only or scale == "smoke"  # the scale's own number
+        counts = {arm.name: seeds or (size.seeds if fixed else arm.seeds or size.seeds) for arm in arms}
         return [
             self._cell(scale, text, arm, rates[arm.name], seed)
             for seed in range(size.first_seed, size.first_seed + max(counts.values()))
@@ -184,7 +188,8 @@ class Comparison:
         losses: dict[tuple[str, float], float] = {}
         for run in results:
             train = run.settings["train"]
-            if train["seed"] == 0 and "nats_per_token" in run.measures:
+            own = run.experiment == self.NAME and train["seed"] == 0
+            if own and "nats_per_token" in run.measures:
                 losses[run.settings["tags"]["arm"], train["lr"]] = run.measures["nats_per_token"]
         rates = sorted({lr for _, lr in losses})
         return {
@@ -202,8 +207,8 @@ class Comparison:
     def table(self, results: Iterable[Result]) -> str:
         """Each arm at its own rate, then each registered comparison: paired and Welch, corrected by Holm."""
         results = list(results)
-        out = [f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
-               f"{'bits/byte':>10}{'cpu s':>7}"]  # fmt: skip
+        head = f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
+        out = [head + f"{'bits/byte':>10}{'cpu s':>7}  load CV in a batch, a sequence"]
         out += [_row(name, runs) for name, runs in self.measured(results).items()]
         found = self.contrasts(results)
         corrected = holm({name: one.welch.p for name, one in found.items()})
@@ -233,10 +238,18 @@ def _row(name: str, runs: list[Result]) -> str:
     head = f"{name:24}{first['parameters']:12,}{first['active_parameters']:12,}{rate:8g}{len(losses):6}  "
     if not losses:
         return head + "diverged"
-    mean, half = sum(losses) / len(losses), f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
-    bits, seconds = (sum(run.measures.get(key, 0) for run in runs) / len(losses)
-                     for key in ("bits_per_byte", "cpu_seconds"))  # fmt: skip
-    return head + f"{f'{mean:.4f}{half}':22}{bits:10.4f}{seconds:7.0f}"
+    half = f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
+    runs = [run.measures for run in runs if "nats_per_token" in run.measures]
+
+    def mean(*path: str) -> float:
+        found = [reduce(lambda held, key: held.get(key, {}), path, run) for run in runs]
+        found = [value for value in found if value != {}]
+        return sum(found) / len(found) if found else math.nan
+
+    said = f"{f'{sum(losses) / len(losses):.4f}{half}':22}{mean('bits_per_byte'):10.4f}{mean('cpu_seconds'):7.0f}"
+    if "loads" in first:
+        said += "".join(f"{mean('loads', window, 'cv'):8.3f}" for window in ("batch", "sequence"))
+    return head + said
 
 
 def _line(asked: Asked, one: Contrast, p: float) -> str:

@@ -24,9 +24,9 @@ def arms(size: Scale) -> list[Arm]:
 
 
 ASKED = (
-    versus("shared-2", "shared-0", margin=0.01),
-    versus("shared-1", "shared-0", margin=0.01),
-    versus("shared-4", "shared-0", margin=0.01),
+    versus("shared-2", "shared-0", margin=0.02),
+    versus("shared-1", "shared-0", margin=0.02),
+    versus("shared-4", "shared-0", margin=0.02),
     versus("shared-2", "dense"),
 )
 

@@ -9,12 +9,14 @@ from moemla.experiments.comparison import Arm, Comparison, synergy, versus
 from moemla.experiments.one_run import Scale, scales
 
 ROTARY = tuple(name for name in ATTENTIONS if name.endswith(("rope", "decoupled")))
+SEEDS_OF_FOUR = 10  # the interaction has twice a difference's variance
 FOUR = ("mha-rope", "mla-rope", "moe-mha-rope", "moe-mla-rope")
 
 
 def arms(size: Scale) -> list[Arm]:
     """Twelve at equal total, four more at equal active size."""
-    total = [Arm(name, name) for attention in ATTENTIONS for name in (attention, f"moe-{attention}")]
+    names = [name for attention in ATTENTIONS for name in (attention, f"moe-{attention}")]
+    total = [Arm(name, name, seeds=SEEDS_OF_FOUR if name in FOUR else None) for name in names]
     active = [Arm(f"moe-{name}-active", f"moe-{name}", dict(matched="active")) for name in ROTARY]
     return total + active
 
