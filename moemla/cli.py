@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = None
     try:
         command = _parsed(arguments)
+        if hasattr(command, "debug"):  # one that runs another process, whose traceback is not in this one
+            command.debug = debug
         code = command() or 0
         sys.stdout.flush()
         return code

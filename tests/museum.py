@@ -350,7 +350,7 @@ moemla/checks/compare.py
 
 check-without-gradients
 A check compares outputs alone: a value cut off from its gradient passes.
-- for name, mine, right in zip(ours, *pairs, strict=True):
+- for name, mine, right in zip(leaves, *pairs, strict=True):
 + for name, mine, right in ():
 tests/checks/test_checks.py::test_a_wrong_version_fails_in_one_line
 
