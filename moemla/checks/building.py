@@ -1,4 +1,4 @@
-"""From what is in a file to what the checks are run on: layers that are built, steps, functions as their checks call them.
+"""From what is in a file to what the checks are run on: layers, steps, functions as the checks call them.
 
 Each function takes a `Reader` and gives subjects; what is not there, or cannot be told, is `Missing`. A call into the
 file is by the names of its parameters, and what comes back is looked at before a check sees it.
@@ -44,7 +44,11 @@ def a_tensor(out: object, what: str) -> Tensor:
 def built(match: Match, **values) -> nn.Module:
     """A layer in float64, without dropout, whose output is looked at."""
     layer = match.call(**values).double().eval()
-    layer.register_forward_hook(lambda module, args, out: a_tensor(out, f"{match.name}.forward") and None)
+
+    def looked_at(module: nn.Module, args: tuple, out: object) -> None:
+        a_tensor(out, f"{match.name}.forward")
+
+    layer.register_forward_hook(looked_at)
     return layer
 
 
@@ -95,18 +99,19 @@ class Kind:
     def kept(self, reader: Reader) -> list[Attention]:
         """The layer and each way to take a step: functions of a layer and a cache, or a forward that takes a cache."""
         (layer,) = self.layers(reader)
-        found_here = self._functions(reader) + self._forwards(layer)
-        if not found_here:
+        forwards = self._forwards(layer)
+        ways = self._functions(reader, forwards) + forwards
+        if not ways:
             names = Wanted((*self.steps, "step"), "function", STEP.takes)
             raise Missing(
                 f"{names.shown} was expected, or a forward that takes cache; the file has {reader.seen(names)}"
             )
-        return [self._subject(reader, layer, *parts) for parts in found_here]
+        return [self._subject(reader, layer, *parts) for parts in ways]
 
-    def _functions(self, reader: Reader) -> list[tuple[str, Callable, dict, bool]]:
+    def _functions(self, reader: Reader, forwards: list) -> list[tuple[str, Callable, dict, bool]]:
         fitting = {match.name: match for match in reader.fitting(STEP)}
         named = [fitting[name] for name in self.steps if name in fitting]
-        chosen = named or (list(fitting.values()) if len(fitting) == 1 else [])
+        chosen = named or (list(fitting.values()) if len(fitting) == 1 and not forwards else [])
         return [(match.name, match.call, match.roles, "absorb" in match.name) for match in chosen]
 
     def _forwards(self, layer: Attention) -> list[tuple[str, Callable, dict, bool]]:

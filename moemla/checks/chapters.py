@@ -308,6 +308,15 @@ CHAPTERS: dict[int, tuple[Part, ...]] = {
 }
 
 
+def looked_for(number: int) -> dict[str, bool]:
+    """What a chapter's file may hold, as it is written in Python, and whether it has to."""
+    shown: dict[str, bool] = {}
+    for part in CHAPTERS[number]:
+        for wanted in part.wanted:
+            shown[wanted.shown] = shown.get(wanted.shown, False) or part.needed
+    return shown
+
+
 @dataclass(frozen=True)
 class Todo:
     """A line of a report before it is run: check() runs it; without one, `said` is why.

@@ -91,9 +91,9 @@ def main(folder: str, number: str, file: str, seconds: str) -> None:
     After so many seconds the process ends, wherever it is, and `stack` says where.
     """
     report, path = Report(Path(folder, "report")), Path(file)
-    stack = Path(folder, "stack").open("w", encoding="utf-8")
     settings()
     report.write(ready=True)
+    stack = os.open(Path(folder, "stack"), os.O_WRONLY | os.O_CREAT)
     faulthandler.dump_traceback_later(float(seconds), exit=True, file=stack)
     try:
         module = load(path)

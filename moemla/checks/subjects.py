@@ -15,6 +15,7 @@ from moemla.checks.experts import gates_are_shares
 from moemla.checks.weights import fit_weights, matched_by_shape
 
 LOUD = 0.2  # standard deviation of weights: as the library draws experts, a wrong one would hardly show
+BIAS = "router.bias"  # the buffer that balances; what else is a buffer is not drawn
 
 
 @dataclass
@@ -45,17 +46,21 @@ class Layer:
         """A new layer, a new oracle, and which weight is which."""
         sizes = self.sizes | changes
         ours, theirs = self.make(**sizes), _loud((oracle or self.oracle)(**sizes))
-        return ours, theirs, fit_weights(ours, theirs)
+        weights = fit_weights(ours, theirs)
+        for name, buffer in theirs.named_buffers():
+            if name == BIAS and name not in weights:
+                buffer.zero_()  # the layer has none
+        return ours, theirs, weights
 
     def equals(self, only: str, oracle: Callable | None = None, **changes) -> dict[str, str]:
-        """Outputs, or gradients, are the oracle's, with the oracle's weights; {"weights by shape": which were}."""
+        """Outputs, or gradients, are the oracle's, with its weights; returns which of them were told by shape."""
         ours, theirs, weights = self.pair(oracle, **changes)
         by_shape = ", ".join(matched_by_shape(weights))
         try:
             equals_oracle(ours, theirs, self.width, weights=weights, only=(only,))
         except CheckFailed as failed:
             raise CheckFailed(f"{failed}; weights by shape: {by_shape}" if by_shape else str(failed)) from None
-        return {"weights by shape": by_shape} if by_shape else {}
+        return {"weights by shape": by_shape} if by_shape and only == "outputs" else {}
 
     def filled(self) -> nn.Module:
         """A layer with the oracle's weights; with its own where there is none, or they do not fit."""
@@ -145,7 +150,7 @@ def _loud(oracle: nn.Module) -> nn.Module:
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.default_generator.manual_seed(1)
         for name, tensor in tensors.items():
-            if isinstance(tensor, nn.Parameter) or name == "router.bias":
+            if isinstance(tensor, nn.Parameter) or name == BIAS:
                 tensor.copy_(LOUD * torch.randn(tensor.shape, dtype=tensor.dtype))
     return oracle
 

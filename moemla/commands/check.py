@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -36,9 +37,9 @@ class Check:
     is looked for.
     """
 
-    chapter: tyro.conf.Positional[int]
+    chapter: tyro.conf.Positional[Annotated[int, tyro.conf.arg(metavar="N")]]
     """2, 3, 4, 6, 7 or 8."""
-    file: tyro.conf.Positional[Path | None] = None
+    file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="FILE")]] = None
     """Your file, mine.py. It is imported in a process of its own; what it prints is left out."""
     seconds: float = 60.0
     """After so long the file is taken to run for ever."""
@@ -49,13 +50,13 @@ class Check:
 
     def __call__(self) -> int:
         require(0 < self.seconds < float("inf"), "seconds", self.seconds, "must be a number above 0")
-        from moemla.checks.chapters import CHAPTERS
+        from moemla.checks.chapters import CHAPTERS, looked_for
 
         right = f"choose one of {', '.join(map(str, CHAPTERS))}"
         require(self.chapter in CHAPTERS, "chapter", self.chapter, right)
         if self.file is None:
-            for shown in dict.fromkeys(wanted.shown for part in CHAPTERS[self.chapter] for wanted in part.wanted):
-                print(shown)
+            for shown, needed in looked_for(self.chapter).items():
+                print(shown if needed else f"{shown}  # may be left out")
             return 0
         run, lines, error = Run(self.chapter, self.file, self.seconds), [], None
         if not self.json:
@@ -160,7 +161,7 @@ class Run:
 
     def _end_of(self, process: subprocess.Popen, folder: Path, over: bool) -> str:
         """Why a process that was at work has come to no end, or to one before its time."""
-        stack = (folder / "stack").read_text(encoding="utf-8")
+        stack = (folder / "stack").read_text(encoding="utf-8", errors="replace") if (folder / "stack").exists() else ""
         if stack or not over:
             place = re.search(rf'File "{re.escape(str(self.file.resolve()))}", line (\d+)', stack)
             where = f", line {place[1]}" if place else ""
@@ -189,4 +190,8 @@ def _figure(name: str, value: float | str) -> str:
         return f"{value:.2g} times the library's"
     if name == "bytes":
         return f"{value:,} bytes"
+    if name == "message":
+        return f'it says "{value}"'
+    if name == "largest":
+        return f"no tensor made is larger than {value:,} numbers"
     return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"

@@ -1,0 +1,110 @@
+"""The table of the chapters' checks, on files as readers write them: a wrong one fails by a named line."""
+
+import re
+from types import ModuleType
+
+import pytest
+import torch
+
+from moemla.checks.chapters import CHAPTERS, looked_for, todo
+from moemla.checks.compare import CheckFailed
+from moemla.checks.finding import Reader
+from tests.readers import FILES, WRONG, wrong_file
+
+
+@pytest.fixture(autouse=True)
+def wide():
+    """As `moemla check` sets it."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def reader_of(source):
+    module = ModuleType("reader_file")
+    exec(source, vars(module))
+    return Reader(module)
+
+
+def lines(number, source):
+    """{label: what it says, None where it holds, or the line itself where it is not run}, without the times."""
+    said = {}
+    for line in todo(number, reader_of(source)):
+        if "time" in line.label:
+            continue
+        said[line.label] = line
+        if line.check is not None:
+            try:
+                line.check()
+                said[line.label] = None
+            except CheckFailed as failed:
+                said[line.label] = str(failed)
+    return said
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_a_right_file_holds(number):
+    said = lines(number, FILES[number])
+    assert sum(value is None for value in said.values()) >= 5
+    assert {label: value for label, value in said.items() if isinstance(value, str)} == {}
+    assert [line for line in said.values() if line is not None and line.missing] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "label", "says"),
+    [(number, *rest) for number, _, *rest in WRONG],
+    ids=[f"{number} {story}" for number, story, *_ in WRONG],
+)
+def test_a_wrong_file_fails_by_a_named_line(number, old, new, label, says):
+    said = lines(number, wrong_file(number, old, new))
+    wrong = {name: text for name, text in said.items() if isinstance(text, str)}
+    named = [text for name, text in wrong.items() if re.match(label, name)]
+    assert named and re.search(says, named[0]), wrong
+    assert all("\n" not in text for text in wrong.values())
+
+
+def test_each_chapter_has_wrong_files():
+    assert {number: sum(entry[0] == number for entry in WRONG) >= 3 for number in CHAPTERS} == dict.fromkeys(
+        CHAPTERS, True
+    )
+
+
+def test_what_is_not_there_is_said_once_and_with_what_is():
+    said = {line.label: line for line in todo(2, reader_of("class Mine:\n    def __init__(self, dim, heads): pass"))}
+    assert list(said) == ["CausalAttention"] and said["CausalAttention"].missing
+    assert said["CausalAttention"].said == "class CausalAttention(d_model, n_heads) was expected; the file has no class"
+    layer = "from torch import nn\nclass Mine(nn.Module):\n    def __init__(self, dim, heads): pass"
+    (line,) = todo(2, reader_of(layer))
+    assert line.said.endswith("the file has Mine(dim, heads)")
+    assert all(line.missing for line in todo(6, reader_of("")) if line.label != "experts")
+
+
+def test_several_that_fit_are_told_by_the_chapters_name():
+    twice = FILES[2].replace("class CausalAttention(", "class First(") + "\n\nclass Second(First):\n    pass\n"
+    (line,) = todo(2, reader_of(twice))
+    assert line.missing and line.said == (
+        "First and Second all fit class CausalAttention(d_model, n_heads): call the one that is meant CausalAttention"
+    )
+    named = FILES[2] + "\n\nclass Other(CausalAttention):\n    pass\n"
+    assert all(label.startswith("CausalAttention") for label in lines(2, named))
+    renamed = lines(2, FILES[2].replace("CausalAttention", "Whatever"))
+    assert "Whatever: outputs equal the library's" in renamed
+    assert not any(isinstance(text, str) for text in renamed.values())
+
+
+def test_what_is_imported_is_not_the_readers():
+    (line,) = todo(2, reader_of("from moemla import MultiHeadAttention"))
+    assert line.missing
+
+
+def test_a_layer_with_the_librarys_cache_is_told_lengths():
+    mine = "from moemla import MultiHeadAttention\nclass Mine(MultiHeadAttention):\n    pass\n"
+    said = lines(2, mine)
+    assert said["Mine with a cache: rows of unequal length equal each alone"] is None
+    assert not any(isinstance(text, str) for text in said.values())
+
+
+def test_what_is_looked_for_can_be_printed():
+    for number in CHAPTERS:
+        shown = looked_for(number)
+        assert any(shown.values()) and all(re.match(r"(class|def) \w+\([\w, \[\]]+\)", text) for text in shown)
