@@ -23,8 +23,9 @@ from moemla.routing import Router, Routing
 WIDE = torch.float64
 POSITIONS = 512
 CACHE = "max_len batch_size? n_layers? n_heads? n_kv_heads? d_head? d_model? latent_dim? d_rope? dtype? device?"
+LAYER = "max_len|max_seq_len? dropout?"  # what many layers take besides
 FORWARD = "* cache|kept? absorb? lengths?"
-STEP = Wanted(("step",), "function", "layer * cache|kept lengths?")
+STEP = "layer * cache|kept lengths?"
 ROPE = Wanted(("Rope", "RotaryEmbedding"), "class", "width max_seq_len? layout?", "* positions")
 ROUTE = Wanted(("route",), "function", "logits bias? top_k|k scores?")
 EXPERTS = Wanted(("experts",), "function", "x w_in w_out index gate activation?")
@@ -94,24 +95,24 @@ class Kind:
     def layers(self, reader: Reader) -> list[Attention]:
         """The layer alone."""
         match = reader.find(self.wanted)
-        return [Attention(match.name, lambda: built(match, **self.values(reader)), self.oracles)]
+        besides = dict(max_len=POSITIONS, dropout=0.0)
+        return [Attention(match.name, lambda: built(match, **besides, **self.values(reader)), self.oracles)]
 
     def kept(self, reader: Reader) -> list[Attention]:
         """The layer and each way to take a step: functions of a layer and a cache, or a forward that takes a cache."""
         (layer,) = self.layers(reader)
         forwards = self._forwards(layer)
-        ways = self._functions(reader, forwards) + forwards
-        if not ways:
-            names = Wanted((*self.steps, "step"), "function", STEP.takes)
-            raise Missing(
-                f"{names.shown} was expected, or a forward that takes cache; the file has {reader.seen(names)}"
-            )
-        return [self._subject(reader, layer, *parts) for parts in ways]
+        ways = self._functions(reader, not forwards) + forwards
+        return [self._subject(reader, layer, *way) for way in ways]
 
-    def _functions(self, reader: Reader, forwards: list) -> list[tuple[str, Callable, dict, bool]]:
-        fitting = {match.name: match for match in reader.fitting(STEP)}
-        named = [fitting[name] for name in self.steps if name in fitting]
-        chosen = named or (list(fitting.values()) if len(fitting) == 1 and not forwards else [])
+    def _functions(self, reader: Reader, needed: bool) -> list[tuple[str, Callable, dict, bool]]:
+        wanted = Wanted(self.steps, "function", STEP)
+        chosen = [match for match in reader.fitting(wanted) if match.name in self.steps]
+        if needed and not chosen:
+            try:
+                chosen = [reader.find(wanted)]
+            except Missing as error:
+                raise Missing(f"{error}, and no forward takes cache") from None
         return [(match.name, match.call, match.roles, "absorb" in match.name) for match in chosen]
 
     def _forwards(self, layer: Attention) -> list[tuple[str, Callable, dict, bool]]:
@@ -178,7 +179,8 @@ def choices(reader: Reader) -> list[Choice]:
         out = match.call(logits=logits, bias=bias, top_k=top_k, scores="sigmoid")
         pair = (out.index, out.gate) if hasattr(out, "gate") else out
         right = isinstance(pair, tuple) and len(pair) >= 2 and all(isinstance(part, Tensor) for part in pair[:2])
-        require(right, f"{match.name} gives {type(out).__name__}, not (index, gate)")
+        right = right and not pair[0].is_floating_point()
+        require(right, f"{match.name} gives {type(out).__name__}, not (index, gate) with whole numbers for the index")
         return pair[0], pair[1]
 
     return [Choice(match.name, call, match.takes("bias"))]
@@ -235,7 +237,7 @@ def rules(key: str, reader: Reader) -> list[Function]:
         unnamed = {name: match for name, match in fitting.items() if name not in others}
         named = [reader.find(wanted)] if len(unnamed) != 1 else list(unnamed.values())
     if not named:
-        raise Missing(f"{wanted.shown} was expected; the file has {reader.seen(wanted)}")
+        raise reader.missing(wanted)
     (match, *_) = named
 
     def call(bias: Tensor, seen: Tensor, top_k: int, rate: float) -> Tensor:

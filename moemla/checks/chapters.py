@@ -192,7 +192,7 @@ def kept_as(*names: str) -> Wanted:
 
 
 HEADS = Kind(
-    Wanted(("CausalAttention", "MultiHeadAttention"), "layer", "d_model n_heads"),
+    Wanted(("CausalAttention", "MultiHeadAttention"), "layer", f"d_model n_heads {building.LAYER}"),
     lambda reader: SIZES,
     of(MultiHeadAttention, **SIZES),
     kept_as("Cache", "KVCache"),
@@ -201,7 +201,7 @@ HEADS = Kind(
     steps=("step",),
 )
 LATENTS = Kind(
-    Wanted(("LatentAttention", "MultiHeadLatentAttention"), "layer", "d_model n_heads latent_dim"),
+    Wanted(("LatentAttention", "MultiHeadLatentAttention"), "layer", f"d_model n_heads latent_dim {building.LAYER}"),
     lambda reader: LATENT,
     of(MultiHeadLatentAttention, **LATENT),
     kept_as("Latents", "LatentCache"),
@@ -211,7 +211,11 @@ LATENTS = Kind(
     steps=("step_rebuilt", "step_absorbed", "step"),
 )
 PAPER = Kind(
-    Wanted(("RotaryLatentAttention", "MultiHeadLatentAttention"), "layer", "d_model n_heads latent_dim rope hybrid?"),
+    Wanted(
+        ("RotaryLatentAttention", "MultiHeadLatentAttention"),
+        "layer",
+        f"d_model n_heads latent_dim rope hybrid? {building.LAYER}",
+    ),
     lambda reader: LATENT | dict(rope=turning(reader, 8), hybrid=False),
     with_rope(MultiHeadLatentAttention, 8, "halves", **LATENT),
     kept_as("Kept", "LatentCache"),
@@ -220,7 +224,7 @@ PAPER = Kind(
     steps=("step",),
 )
 HYBRID = Kind(
-    Wanted(("RotaryLatentAttention",), "layer", "d_model n_heads latent_dim rope hybrid"),
+    Wanted(("RotaryLatentAttention",), "layer", f"d_model n_heads latent_dim rope hybrid {building.LAYER}"),
     lambda reader: LATENT | dict(rope=turning(reader, 8), hybrid=True),
     PAPER.oracles,
     kept_as("Kept", "HybridCache"),
@@ -231,7 +235,9 @@ HYBRID = Kind(
 )
 DECOUPLED = Kind(
     Wanted(
-        ("DecoupledAttention", "DecoupledLatentAttention"), "layer", "d_model n_heads latent_dim d_nope d_value rope"
+        ("DecoupledAttention", "DecoupledLatentAttention"),
+        "layer",
+        f"d_model n_heads latent_dim d_nope d_value rope {building.LAYER}",
     ),
     lambda reader: LATENT | dict(d_nope=6, d_value=10, rope=turning(reader, 4, "interleaved")),
     with_rope(DecoupledLatentAttention, 4, "interleaved", d_nope=6, d_value=10, **LATENT),
@@ -272,7 +278,11 @@ def layer_of(kind: Kind, needed: bool = True) -> Part:
 def steps_of(kind: Kind, needed: bool = True) -> Part:
     """Its steps with a cache."""
     return Part(
-        f"steps of {kind.wanted.name}{kind.mark}".rstrip(","), (building.STEP, kind.cache), kind.kept, STEPS, needed
+        f"steps of {kind.wanted.name}{kind.mark}".rstrip(","),
+        (Wanted(kind.steps, "function", building.STEP), kind.cache),
+        kind.kept,
+        STEPS,
+        needed,
     )
 
 
@@ -341,7 +351,7 @@ def todo(number: int, reader: Reader) -> Iterator[Todo]:
             subjects = part.subjects(reader)
         except Missing as error:
             if str(error) not in without:
-                yield Todo(part.name, said=str(error), missing=part.needed)
+                yield Todo(part.name, said=str(error) if part.needed else error.quietly, missing=part.needed)
             without.add(str(error))
         except (Exception, SystemExit) as error:
             yield Todo(part.name, partial(_raise, error))

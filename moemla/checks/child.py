@@ -79,9 +79,7 @@ def outcome(line: Todo, path: Path) -> dict:
         return dict(status="holds", figures=line.check() or {})
     except CheckFailed as failed:
         return dict(status="fails", said=str(failed))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # sys.exit too
         return dict(status="fails", said=explain(error, path), trace=traceback.format_exc())
 
 

@@ -15,7 +15,14 @@ SHOWN = 4  # things of a file that a line names
 
 
 class Missing(Exception):
-    """What was looked for is not in the file, or more than once; the message is one line."""
+    """What was looked for is not in the file, or more than once; the message is one line.
+
+    quietly: the same for what may be left out, where nothing in the file goes by its name.
+    """
+
+    def __init__(self, message: str, quietly: str = ""):
+        super().__init__(message)
+        self.quietly = quietly or message
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,13 @@ class Reader:
             return (named or [*fitting.values()])[0]
         if fitting:
             raise Missing(f"{_and(list(fitting))} all fit {wanted.shown}: call the one that is meant {wanted.name}")
-        raise Missing(f"{wanted.shown} was expected; the file has {self.seen(wanted)}")
+        raise self.missing(wanted)
+
+    def missing(self, wanted: Wanted) -> Missing:
+        """What is said where nothing fits."""
+        called_so = any(name in self.of_kind(wanted.kind) for name in wanted.names)
+        message = f"{wanted.shown} was expected; the file has {self.seen(wanted)}"
+        return Missing(message, "" if called_so else f"the file has no {wanted.shown}")
 
     def seen(self, wanted: Wanted) -> str:
         """What there is of the kind, the chapter's names first, with what it takes."""

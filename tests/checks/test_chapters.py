@@ -72,7 +72,10 @@ def test_each_chapter_has_wrong_files():
 def test_what_is_not_there_is_said_once_and_with_what_is():
     said = {line.label: line for line in todo(2, reader_of("class Mine:\n    def __init__(self, dim, heads): pass"))}
     assert list(said) == ["CausalAttention"] and said["CausalAttention"].missing
-    assert said["CausalAttention"].said == "class CausalAttention(d_model, n_heads) was expected; the file has no class"
+    assert (
+        said["CausalAttention"].said
+        == "class CausalAttention(d_model, n_heads, [max_len], [dropout]) was expected; the file has no class"
+    )
     layer = "from torch import nn\nclass Mine(nn.Module):\n    def __init__(self, dim, heads): pass"
     (line,) = todo(2, reader_of(layer))
     assert line.said.endswith("the file has Mine(dim, heads)")
@@ -83,7 +86,8 @@ def test_several_that_fit_are_told_by_the_chapters_name():
     twice = FILES[2].replace("class CausalAttention(", "class First(") + "\n\nclass Second(First):\n    pass\n"
     (line,) = todo(2, reader_of(twice))
     assert line.missing and line.said == (
-        "First and Second all fit class CausalAttention(d_model, n_heads): call the one that is meant CausalAttention"
+        "First and Second all fit class CausalAttention(d_model, n_heads, [max_len], [dropout]): "
+        "call the one that is meant CausalAttention"
     )
     named = FILES[2] + "\n\nclass Other(CausalAttention):\n    pass\n"
     assert all(label.startswith("CausalAttention") for label in lines(2, named))
@@ -102,6 +106,49 @@ def test_a_layer_with_the_librarys_cache_is_told_lengths():
     said = lines(2, mine)
     assert said["Mine with a cache: rows of unequal length equal each alone"] is None
     assert not any(isinstance(text, str) for text in said.values())
+
+
+def test_what_may_be_left_out_is_said_in_short():
+    said = {line.label: line.said for line in todo(8, reader_of(FILES[8])) if line.check is None}
+    assert said["quantile_rule"] == "the file has no def quantile_rule(bias, margins, [top_k], rate)"
+    other = FILES[8].replace("def switch_loss(probabilities, index)", "def switch_loss(p, index)")
+    said = {line.label: line.said for line in todo(8, reader_of(other)) if line.check is None}
+    assert said["switch_loss"].startswith(
+        "def switch_loss(probabilities, index) was expected; the file has switch_loss(p"
+    )
+
+
+def test_a_layer_may_ask_for_its_length_and_take_steps_by_a_function():
+    asks = FILES[2].replace("(self, d_model, n_heads):", "(self, d_model, n_heads, max_len, dropout):")
+    without = asks.replace("forward(self, x, cache=None)", "go(self, x, cache)").replace(
+        "class CausalAttention",
+        "def step(layer, token, cache):\n    return layer.go(token, cache)\n\n\nclass CausalAttention",
+    )
+    both = without + "\n    def forward(self, x):\n        return self.go(x, None)\n"
+    said = lines(2, both)
+    assert not any(isinstance(text, str) for text in said.values())
+    assert said["step: a prompt and steps equal one pass"] is None
+    said = {line.label: line for line in todo(2, reader_of(both.replace("(layer, token, cache)", "(layer, token)")))}
+    lacking = said["steps of CausalAttention"]
+    assert lacking.missing and "the file has step(layer, token), split(x, heads), " in lacking.said
+    assert lacking.said.endswith("and no forward takes cache")
+    twice = both.replace("def step", "def one(layer, x, cache):\n    pass\n\n\ndef two")
+    assert {line.label: line.said for line in todo(2, reader_of(twice))}["steps of CausalAttention"].startswith(
+        "one and two all fit def step(layer, x, cache, [lengths]): call the one that is meant step"
+    )
+
+
+def test_a_rule_may_write_in_place_and_a_router_must_give_the_index_first():
+    place = FILES[8].replace(
+        "return bias + rate * torch.sign(load.mean() - load)",
+        "bias += rate * torch.sign(load.mean() - load)\n    return bias",
+    )
+    assert not any(isinstance(text, str) for text in lines(8, place).values())
+    turned = lines(6, FILES[6].replace("    return index, gate\n", "    return gate, index\n"))
+    assert (
+        turned["route: the k largest are chosen"]
+        == "route gives tuple, not (index, gate) with whole numbers for the index (seed 0)"
+    )
 
 
 def test_what_is_looked_for_can_be_printed():
