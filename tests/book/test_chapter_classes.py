@@ -108,6 +108,7 @@ PARTS = {
 }
 
 
+@cache
 def own_lines(number):
     return {line.label: line for line in todo(number, Reader(chapter(number)))}
 

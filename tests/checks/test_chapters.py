@@ -151,6 +151,18 @@ def test_a_rule_may_write_in_place_and_a_router_must_give_the_index_first():
     )
 
 
+def test_the_librarys_own_layers_hold_and_a_bias_that_they_have_is_not_zero():
+    experts = "from moemla import MixtureOfExperts\nclass Mine(MixtureOfExperts):\n    pass\n"
+    for number in (6, 7):
+        said = lines(number, experts)
+        assert said["Mine: outputs equal the library's"] is said["Mine: padding changes nothing"] is None
+    inside = experts.replace("pass", "def __init__(self, *, d_model, n_experts, top_k, d_expert):\n")
+    inside += "        sizes = dict(d_model=d_model, n_experts=n_experts, top_k=top_k, d_expert=d_expert)\n"
+    for wrong, fails in (("", False), (", bias_in_gate=True", True), (", renormalise=False", True)):
+        said = lines(6, f"{inside}        super().__init__(**sizes{wrong})\n")
+        assert isinstance(said["Mine: outputs equal the library's"], str) is fails
+
+
 def test_what_is_looked_for_can_be_printed():
     for number in CHAPTERS:
         shown = looked_for(number)

@@ -95,14 +95,10 @@ def test_what_is_no_file_is_said_before_anything_runs(tmp_path, capsys):
     ("source", "said"),
     [
         ("x = 1\ndef f(:\n", "mine.py, line 2: invalid syntax"),
-        ("\x00", "null bytes"),
-        ("x = 1\n\nx / 0\n", "mine.py, line 3: ZeroDivisionError: division by zero"),
         ("import sys\nsys.exit(3)\n", "mine.py, line 2: sys.exit(3) is called"),
         ("import os\nos._exit(0)\n", "mine.py: ends the process that runs it (exit code 0)"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n", "(signal SIGSEGV)"),
         ("input('name? ')\n", "mine.py, line 1: EOFError"),
-        ("raise KeyboardInterrupt\n", "mine.py, line 1: KeyboardInterrupt"),
-        ("raise ValueError('a\\nb')\n", "mine.py, line 1: ValueError: a b"),
     ],
 )
 def test_a_file_that_fails_as_it_is_imported_is_one_line(check, source, said):
@@ -165,8 +161,6 @@ def _state(pid):
     ("body", "said", "whole"),
     [
         ("    return bias.nonsense\n", "mine.py, line 5: AttributeError: 'Tensor' object has no attribute", True),
-        ("    import sys; sys.exit()\n", "mine.py, line 5: sys.exit() is called", True),
-        ("    return update(bias, counts, top_k, rate)\n", "RecursionError", True),
         ("    return None\n", "update gives NoneType, not a tensor", True),
         ("    import os; os._exit(7)\n", "mine.py: ends the process that runs it (exit code 7)", False),
         ("    while True: pass\n", "mine.py, line 5: still running after 2 s", False),
