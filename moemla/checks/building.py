@@ -24,9 +24,9 @@ WIDE = torch.float64
 POSITIONS = 512
 CACHE = "max_len batch_size? n_layers? n_heads? n_kv_heads? d_head? d_model? latent_dim? d_rope? dtype? device?"
 LAYER = "max_len|max_seq_len? dropout?"  # what many layers take besides
-FORWARD = "* cache|kept? absorb? lengths?"
-STEP = "layer * cache|kept lengths?"
-ROPE = Wanted(("Rope", "RotaryEmbedding"), "class", "width max_seq_len? layout?", "* positions")
+FORWARD = "* cache|kept|kv_cache? absorb? lengths?"
+STEP = "layer * cache|kept|kv_cache lengths?"
+ROPE = Wanted(("Rope", "RotaryEmbedding"), "class", "width max_seq_len? layout?", "* positions|position|pos")
 ROUTE = Wanted(("route",), "function", "logits bias? top_k|k scores?")
 EXPERTS = Wanted(("experts",), "function", "x w_in w_out index gate activation?")
 SHARED = Wanted(("shared",), "function", "x w_in w_out activation?")
@@ -130,7 +130,9 @@ class Kind:
             return [(name, partial(call, None), roles, False)]
         return [(name, partial(call, False), roles, False), (f"{name}, absorbed", partial(call, True), roles, True)]
 
-    def _subject(self, reader: Reader, layer: Attention, name: str, call: Callable, roles: dict, absorbs: bool):
+    def _subject(
+        self, reader: Reader, layer: Attention, name: str, call: Callable, roles: dict, absorbs: bool
+    ) -> Attention:
         own = "layer" in roles  # a function; a forward may as well take the library's cache
         new = self._new_cache(reader, own)
 
@@ -233,12 +235,12 @@ def rules(key: str, reader: Reader) -> list[Function]:
     fitting = {match.name: match for match in reader.fitting(wanted)}
     named = [fitting[name] for name in wanted.names if name in fitting]
     others = {name for names in RULES.values() for name in names}
-    if key == "sign" and not named:
-        unnamed = {name: match for name, match in fitting.items() if name not in others}
-        named = [reader.find(wanted)] if len(unnamed) != 1 else list(unnamed.values())
-    if not named:
+    unnamed = [match for name, match in fitting.items() if name not in others]
+    if not named and key == "sign" and len(unnamed) == 1:
+        named = unnamed
+    if not named and key != "sign":
         raise reader.missing(wanted)
-    (match, *_) = named
+    match = named[0] if named else reader.find(wanted)
 
     def call(bias: Tensor, seen: Tensor, top_k: int, rate: float) -> Tensor:
         told = dict(counts=seen.clone(), margins=seen.clone())  # a rule may write in place
@@ -251,6 +253,8 @@ def rules(key: str, reader: Reader) -> list[Function]:
 def balancers(reader: Reader) -> list[Function]:
     """A Balancer as the library's: Balancer(model, rule, rate), then step() after the loads of all parts."""
     match = reader.find(BALANCER)
+    if not hasattr(match.thing, "step"):
+        raise Missing(f"{match.name} has no step()")
 
     def step(bias: Tensor, parts: list[Tensor], top_k: int, rate: float) -> Tensor:
         router = Router(d_model=2, n_experts=len(bias), top_k=top_k, dtype=WIDE)

@@ -176,7 +176,7 @@ def of(layer: type, **values) -> tuple[Callable, ...]:
 def with_rope(layer: type, width: int, layout: str, **values) -> tuple[Callable, ...]:
     """The same with a rotation."""
     return tuple(
-        lambda make=make: make(rope=RotaryEmbedding(width, 512, layout=layout, dtype=WIDE))
+        lambda make=make: make(rope=RotaryEmbedding(width, building.POSITIONS, layout=layout, dtype=WIDE))
         for make in of(layer, **values)
     )
 
@@ -240,7 +240,11 @@ DECOUPLED = Kind(
         f"d_model n_heads latent_dim d_nope d_value rope {building.LAYER}",
     ),
     lambda reader: LATENT | dict(d_nope=6, d_value=10, rope=turning(reader, 4, "interleaved")),
-    with_rope(DecoupledLatentAttention, 4, "interleaved", d_nope=6, d_value=10, **LATENT),
+    tuple(
+        make
+        for layout in ("interleaved", "halves")  # where a file's rotation has no layout to choose, it is halves
+        for make in with_rope(DecoupledLatentAttention, 4, layout, d_nope=6, d_value=10, **LATENT)
+    ),
     kept_as("Kept", "JointLatentCache"),
     held(JointLatentCache, latent_dim=12, d_rope=4),
     numbers=16,

@@ -187,7 +187,7 @@ def _text(line: dict) -> str:
 
 def _figure(name: str, value: float | str) -> str:
     if name == "time":
-        return f"{value:.2g} times the library's"
+        return f"{value:.2f} times the library's"
     if name == "bytes":
         return f"{value:,} bytes"
     if name == "message":

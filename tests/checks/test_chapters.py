@@ -113,6 +113,8 @@ def test_what_may_be_left_out_is_said_in_short():
     assert said["quantile_rule"] == "the file has no def quantile_rule(bias, margins, [top_k], rate)"
     other = FILES[8].replace("def switch_loss(probabilities, index)", "def switch_loss(p, index)")
     said = {line.label: line.said for line in todo(8, reader_of(other)) if line.check is None}
+    idle = FILES[8].replace("def step(self)", "def go(self)")
+    assert {line.label: line.said for line in todo(8, reader_of(idle))}["Balancer"] == "Balancer has no step()"
     assert said["switch_loss"].startswith(
         "def switch_loss(probabilities, index) was expected; the file has switch_loss(p"
     )
