@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     command = None
     try:
         command = _parsed(arguments)
+        if hasattr(command, "debug"):  # one that runs another process, whose traceback is not in this one
+            command.debug = debug
         code = command() or 0
         sys.stdout.flush()
         return code
@@ -98,14 +100,15 @@ def _parsed(arguments: list[str]) -> Any:
 
 
 def _as_typed(text: str, command: type) -> str:
-    """`field=value` of a message as --field value, where the field is an option."""
+    """`field=value` of a message as --field value, where the field is an option; without -- where it has none."""
     kinds = [command] if is_dataclass(command) else [*COMMANDS.values()]
-    names = {field.name for kind in (*kinds, TrainConfig) for field in fields(kind)}
-    return re.sub(r"\b([a-z_]+)=", lambda match: _option(match[1]) if match[1] in names else match[0], text)
+    typed = {field.name: field.type for kind in (*kinds, TrainConfig) for field in fields(kind)}
+    return re.sub(r"\b([a-z_]+)=", lambda match: _option(match[1], typed) if match[1] in typed else match[0], text)
 
 
-def _option(field: str) -> str:
-    return f"--{field.replace('_', '-')} "
+def _option(field: str, typed: dict[str, Any]) -> str:
+    positional = tyro.conf.Positional in getattr(typed[field], "__metadata__", ())
+    return f"{field} " if positional else f"--{field.replace('_', '-')} "
 
 
 if __name__ == "__main__":

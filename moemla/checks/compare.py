@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moemla.measuring import interleaved
 
 TOLERANCE = 1e-11  # of the larger of 1 and the largest number wanted; all is float64
+Weights = dict[str, tuple[str, Callable[[Tensor], Tensor]]]  # a layer's: the oracle's name, and the view of it
 SIZES = ((1, 1), (1, 2), (2, 2), (2, 9))  # rows and tokens, the smallest first
 
 
@@ -70,42 +71,72 @@ def gradients(out: Tensor, leaves: Iterable[Tensor], upstream: Tensor | None = N
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(slopes, leaves, strict=True)]
 
 
-def same_with_gradients(
-    actual: Tensor, wanted: Tensor, ours: dict[str, Tensor], what: str, theirs: dict[str, Tensor] | None = None
-) -> None:
-    """`same` for two outputs and for the gradient of each leaf by name; `theirs` where the oracle has its own."""
+def same_with_gradients(actual: Tensor, wanted: Tensor, leaves: dict[str, Tensor], what: str) -> None:
+    """`same` for two outputs, and for the gradients of the leaves that both come from, by name."""
     same(actual, wanted, what)
-    theirs = ours if theirs is None else theirs
     upstream = torch.randn_like(wanted)
-    pairs = gradients(actual, ours.values(), upstream), gradients(wanted, [theirs[name] for name in ours], upstream)
-    for name, mine, right in zip(ours, *pairs, strict=True):
+    pairs = gradients(actual, leaves.values(), upstream), gradients(wanted, leaves.values(), upstream)
+    for name, mine, right in zip(leaves, *pairs, strict=True):
         same(mine, right, f"{what}, gradient of {name}")
 
 
+def by_name(layer: nn.Module, oracle: nn.Module) -> Weights:
+    """Each weight of a layer is the oracle's of the same name and shape; CheckFailed where one is missing or more."""
+    ours, theirs = layer.state_dict(), oracle.state_dict()
+    missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
+    require(not missing and not more, f"weights: missing {missing}, not the oracle's {more}")
+    for name, weight in theirs.items():
+        shape, right = tuple(ours[name].shape), tuple(weight.shape)
+        require(shape == right, f"{name} {shape}: the oracle's is {right}")
+    return {name: (name, lambda weight: weight) for name in ours}
+
+
+@torch.no_grad()
+def copy_weights(layer: nn.Module, oracle: nn.Module, weights: Weights) -> None:
+    """Writes the oracle's weights into the layer."""
+    ours, theirs = layer.state_dict(), oracle.state_dict()
+    for name, (source, view) in weights.items():
+        ours[name].copy_(view(theirs[source]))
+
+
 @check
-def equals_oracle(layer: nn.Module, oracle: nn.Module, width: int, vocab_size: int | None = None) -> None:
+def equals_oracle(
+    layer: nn.Module,
+    oracle: nn.Module,
+    width: int,
+    vocab_size: int | None = None,
+    weights: Weights | None = None,
+    only: tuple[str, ...] = ("outputs", "gradients"),
+) -> None:
     """The oracle's weights are copied into the layer: outputs and gradients are then equal, by parameters' names.
 
-    Inputs are (B, T, width), or tokens (B, T) below vocab_size. The layer keeps the weights.
+    Inputs are (B, T, width), or tokens (B, T) below vocab_size. The layer keeps the weights. `weights` says which
+    weight of the layer is which of the oracle's, and seen in which way; without it they have the same names.
     """
-    names, wanted = set(layer.state_dict()), set(oracle.state_dict())
-    require(
-        names == wanted,
-        f"weights: missing {sorted(wanted - names)}, not the oracle's {sorted(names - wanted)}",
-    )
-    for name, weight in oracle.state_dict().items():
-        shape, right = tuple(layer.state_dict()[name].shape), tuple(weight.shape)
-        require(shape == right, f"{name} {shape}: the oracle's is {right}")
-    layer.load_state_dict(oracle.state_dict())
+    weights = by_name(layer, oracle) if weights is None else weights
+    copy_weights(layer, oracle, weights)
+    ours, theirs = dict(layer.named_parameters()), dict(oracle.named_parameters())
     for rows, tokens in SIZES:
         if vocab_size is None:
             x = normal(rows, tokens, width).requires_grad_()
-            inputs, kind = {"the input": x}, f"x {tuple(x.shape)}"
+            kind = f"output for x {tuple(x.shape)}"
         else:
             x = torch.randint(vocab_size, (rows, tokens))
-            inputs, kind = {}, f"tokens {x.tolist()}"
-        ours, theirs = dict(layer.named_parameters()) | inputs, dict(oracle.named_parameters()) | inputs
-        same_with_gradients(layer(x), oracle(x), ours, f"output for {kind}", theirs)
+            kind = f"output for tokens {x.tolist()}"
+        actual, wanted = layer(x), oracle(x)
+        require(actual.shape == wanted.shape, f"{kind}: shape {tuple(actual.shape)}, wanted {tuple(wanted.shape)}")
+        if "outputs" in only:
+            same(actual, wanted, kind)
+        if "gradients" not in only:
+            continue
+        upstream = torch.randn_like(wanted)
+        inputs = [x] if vocab_size is None else []
+        sources = [theirs[weights[name][0]] for name in ours]
+        mine = gradients(actual, [*ours.values(), *inputs], upstream)
+        right = gradients(wanted, [*sources, *inputs], upstream)
+        views = [*(weights[name][1] for name in ours), *(lambda slope: slope for _ in inputs)]
+        for name, slope, view, other in zip([*ours, "the input"], mine, views, right, strict=False):
+            same(slope, view(other), f"{kind}, gradient of {name}")
 
 
 def time_ratio(ours: Callable, theirs: Callable, seconds: float = 0.1) -> dict[str, float]:

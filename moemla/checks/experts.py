@@ -38,9 +38,10 @@ def spread(index: Int[Tensor, "n a"], gate: Float[Tensor, "n a"], n_experts: int
     return gate.new_zeros(len(index), n_experts).scatter_add(1, index, gate)
 
 
-def _drawn(tokens: int, n_experts: int) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and two biases: none, and one that moves the choice."""
-    return 2 * normal(tokens, n_experts), [torch.zeros(n_experts, dtype=torch.float64), normal(n_experts)]
+def _drawn(tokens: int, n_experts: int, with_bias: bool = True) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and two biases: none, and one that moves the choice; only the first unless `with_bias`."""
+    drawn, biases = 2 * normal(tokens, n_experts), [torch.zeros(n_experts, dtype=torch.float64), normal(n_experts)]
+    return drawn, biases if with_bias else biases[:1]
 
 
 def _said(logits: Tensor, bias: Tensor, top_k: int) -> str:
@@ -52,10 +53,10 @@ def _said(logits: Tensor, bias: Tensor, top_k: int) -> str:
 
 
 @check
-def chooses_the_largest(route: Callable, scores: str = "sigmoid") -> None:
+def chooses_the_largest(route: Callable, scores: str = "sigmoid", with_bias: bool = True) -> None:
     """The chosen are the k largest of score + bias (of logit + bias with softmax), each once."""
     for tokens, n_experts, top_k in ROUTINGS:
-        logits, biases = _drawn(tokens, n_experts)
+        logits, biases = _drawn(tokens, n_experts, with_bias)
         for bias in biases:
             index, _ = route(logits, bias, top_k)
             said = _said(logits, bias, top_k)
@@ -67,10 +68,10 @@ def chooses_the_largest(route: Callable, scores: str = "sigmoid") -> None:
 
 
 @check
-def gates_are_shares(route: Callable, scores: str = "sigmoid") -> None:
+def gates_are_shares(route: Callable, scores: str = "sigmoid", with_bias: bool = True) -> None:
     """Gates are the chosen plain scores over their sum, and so is their gradient: the bias does not weigh."""
     for tokens, n_experts, top_k in ROUTINGS:
-        logits, biases = _drawn(tokens, n_experts)
+        logits, biases = _drawn(tokens, n_experts, with_bias)
         logits.requires_grad_()
         for bias in biases:
             index, gate = route(logits, bias, top_k)
@@ -99,10 +100,10 @@ def bias_only_chooses(route: Callable) -> None:
 
 
 @check
-def permuting_experts_permutes_the_routing(route: Callable) -> None:
+def permuting_experts_permutes_the_routing(route: Callable, with_bias: bool = True) -> None:
     """Experts in another order are chosen and weighed as before."""
     for tokens, n_experts, top_k in ROUTINGS:
-        logits, (_, bias) = _drawn(tokens, n_experts)
+        logits, (*_, bias) = _drawn(tokens, n_experts, with_bias)
         order = torch.arange(n_experts).roll(1)
         actual = spread(*route(logits[:, order], bias[order], top_k), n_experts)
         wanted = spread(*route(logits, bias, top_k), n_experts)[:, order]

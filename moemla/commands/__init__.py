@@ -1,6 +1,7 @@
 """The commands, one a module: a dataclass whose fields are the options and whose call does the work."""
 
 from moemla.commands.bench import Bench
+from moemla.commands.check import Check
 from moemla.commands.claims import Claims
 from moemla.commands.evaluate import Evaluate
 from moemla.commands.experiment import Experiment
@@ -17,5 +18,6 @@ COMMANDS = {
     "export": Export,
     "experiment": Experiment,
     "bench": Bench,
+    "check": Check,
     "claims": Claims,
 }

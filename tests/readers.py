@@ -1,0 +1,552 @@
+"""Files as a reader would write them, one a chapter, and wrong versions of them that still run.
+
+A wrong version: chapter, what goes wrong, the text that goes (found once) and the one that comes, how the line that
+must fail begins, and what it says.
+"""
+
+HEAD = """
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def split(x, heads):
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join(x):
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(q, k, v):
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+
+class Cache:
+    def __init__(self, batch_size, max_len, widths, heads=None):
+        shape = (batch_size, max_len) if heads is None else (batch_size, heads, max_len)
+        self.storage = [torch.zeros(*shape, width) for width in widths]
+        self.length = 0
+
+    def append(self, *new):
+        end = self.length + new[0].shape[-2]
+        for held, t in zip(self.storage, new):
+            room = held[..., self.length:end, :]
+            if room.shape != t.shape:
+                raise ValueError(f"new {tuple(t.shape)}: room for {tuple(room.shape)}")
+            room.copy_(t)
+        self.length = end
+        return [held[..., :end, :] for held in self.storage]
+"""
+
+TWO = (
+    HEAD
+    + """
+
+class KeysAndValues(Cache):
+    def __init__(self, batch_size, n_heads, max_len, d_head):
+        super().__init__(batch_size, max_len, (d_head, d_head), n_heads)
+
+
+class CausalAttention(nn.Module):
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def forward(self, x, cache=None):
+        q, k, v = (split(p(x), self.n_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return self.out_proj(join(attend(q, k, v)))
+"""
+)
+
+THREE = (
+    HEAD
+    + """
+
+class Latents(Cache):
+    def __init__(self, batch_size, max_len, latent_dim):
+        super().__init__(batch_size, max_len, (latent_dim, latent_dim))
+
+
+class LatentAttention(nn.Module):
+    def __init__(self, d_model, n_heads, latent_dim):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q_proj, self.out_proj = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
+        self.k_down, self.v_down = nn.Linear(d_model, latent_dim), nn.Linear(d_model, latent_dim)
+        self.k_up, self.v_up = nn.Linear(latent_dim, d_model), nn.Linear(latent_dim, d_model)
+
+    def forward(self, x):
+        k, v = self.k_up(self.k_down(x)), self.v_up(self.v_down(x))
+        return self.out_proj(join(attend(*(split(t, self.n_heads) for t in (self.q_proj(x), k, v)))))
+
+
+def step_rebuilt(layer, x, cache):
+    k_latent, v_latent = cache.append(layer.k_down(x), layer.v_down(x))
+    heads = (layer.q_proj(x), layer.k_up(k_latent), layer.v_up(v_latent))
+    return layer.out_proj(join(attend(*(split(t, layer.n_heads) for t in heads))))
+
+
+def step_absorbed(layer, x, cache):
+    k_latent, v_latent = cache.append(layer.k_down(x), layer.v_down(x))
+    q = split(layer.q_proj(x), layer.n_heads)
+    w_k, w_v = (up.weight.unflatten(0, (layer.n_heads, -1)) for up in (layer.k_up, layer.v_up))
+    scores = torch.einsum("bhtk,hkr,bsr->bhts", q, w_k, k_latent) / math.sqrt(q.shape[-1])
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(k_latent.shape[1] - x.shape[1])
+    shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    mixed = (shares.flatten(1, 2) @ v_latent).unflatten(1, shares.shape[1:3])
+    values = join(torch.einsum("bhtr,hkr->bhtk", mixed, w_v)) + layer.v_up.bias
+    return layer.out_proj(values)
+"""
+)
+
+FOUR = (
+    HEAD
+    + """
+
+class Kept(Cache):
+    def __init__(self, batch_size, max_len, latent_dim):
+        super().__init__(batch_size, max_len, (latent_dim, latent_dim))
+
+
+class Rope(nn.Module):
+    def __init__(self, width, theta=10000.0):
+        super().__init__()
+        self.speed = theta ** (-torch.arange(0, width, 2) / width)
+
+    def forward(self, x, positions):
+        angles = positions[..., None] * self.speed
+        first, second = x.chunk(2, -1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class RotaryLatentAttention(nn.Module):
+    def __init__(self, *, d_model, n_heads, latent_dim, rope):
+        super().__init__()
+        self.n_heads, self.rope = n_heads, rope
+        for name, wide, narrow in (("k", latent_dim, d_model), ("v", latent_dim, d_model)):
+            setattr(self, f"{name}_down", nn.Linear(narrow, wide, bias=False))
+            setattr(self, f"{name}_up", nn.Linear(wide, narrow, bias=False))
+        self.q_proj, self.out_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(2))
+
+    def forward(self, x, kept=None):
+        first = 0 if kept is None else kept.length
+        here = torch.arange(first, first + x.shape[1])[None]
+        q = self.rope(split(self.q_proj(x), self.n_heads), here)
+        k_latent, v_latent = self.k_down(x), self.v_down(x)
+        if kept is not None:
+            k_latent, v_latent = kept.append(k_latent, v_latent)
+        there = torch.arange(k_latent.shape[1])[None]
+        k = self.rope(split(self.k_up(k_latent), self.n_heads), there)
+        return self.out_proj(join(attend(q, k, split(self.v_up(v_latent), self.n_heads))))
+"""
+)
+
+ROUTED = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def route(logits, bias, top_k):
+    scores = logits.sigmoid()
+    index = (scores + bias).topk(top_k).indices
+    gate = scores.gather(1, index)
+    gate = gate / gate.sum(-1, keepdim=True)
+    return index, gate
+
+
+def experts(x, w_in, w_out, index, gate):
+    out = torch.zeros_like(x)
+    for e, (first, second) in enumerate(zip(w_in.unbind(), w_out.unbind())):
+        token, slot = (index == e).nonzero(as_tuple=True)
+        hidden = F.gelu(x[token] @ first)
+        out = out.index_add(0, token, hidden @ second * gate[token, slot, None])
+    return out
+"""
+
+SIX = (
+    ROUTED
+    + """
+
+class FineGrainedExperts(nn.Module):
+    def __init__(self, *, d_model, n_experts, top_k, d_expert):
+        super().__init__()
+        self.top_k = top_k
+        self.choose = nn.Linear(d_model, n_experts, bias=False)
+        self.first = nn.Parameter(torch.randn(n_experts, d_model, d_expert))
+        self.second = nn.Parameter(torch.randn(n_experts, d_expert, d_model))
+
+    def forward(self, x, valid=None):
+        flat = x.flatten(0, 1)
+        index, gate = route(self.choose(flat), 0, self.top_k)
+        if valid is not None:
+            gate = gate * valid.flatten()[:, None]
+        return experts(flat, self.first, self.second, index, gate).view_as(x)
+"""
+)
+
+SEVEN = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Expert(nn.Module):
+    def __init__(self, d_model, d_expert):
+        super().__init__()
+        self.up, self.down = nn.Linear(d_model, d_expert, bias=False), nn.Linear(d_expert, d_model, bias=False)
+
+    def forward(self, x):
+        return self.down(F.gelu(self.up(x)))
+
+
+class Mine(nn.Module):
+    def __init__(self, d_model, n_experts, top_k, d_expert, n_shared):
+        super().__init__()
+        self.top_k = top_k
+        self.router = nn.Linear(d_model, n_experts, bias=False)
+        self.experts = nn.ModuleList(Expert(d_model, d_expert) for _ in range(n_experts))
+        self.shared = nn.ModuleList(Expert(d_model, d_expert) for _ in range(n_shared))
+
+    def forward(self, x):
+        scores = self.router(x).softmax(-1)
+        gate, index = scores.topk(self.top_k)
+        gate = gate / gate.sum(-1, keepdim=True)
+        weight = torch.zeros_like(scores).scatter(-1, index, gate)
+        out = sum(weight[..., e, None] * expert(x) for e, expert in enumerate(self.experts))
+        return out + sum(expert(x) for expert in self.shared)
+
+
+def shared(x, w_in, w_out):
+    return sum(F.gelu(x @ first) @ second for first, second in zip(w_in, w_out))
+"""
+
+EIGHT = (
+    ROUTED
+    + """
+
+def update(bias, counts, top_k, rate):
+    load = counts.to(bias.dtype)
+    return bias + rate * torch.sign(load.mean() - load)
+
+
+def proportional_rule(bias, counts, top_k, rate):
+    load = counts.to(bias.dtype)
+    return bias - rate * (load / load.mean() - 1)
+
+
+class Balancer:
+    def __init__(self, model, rate):
+        self.routers, self.rate = [m for m in model.modules() if hasattr(m, "load")], rate
+
+    def step(self):
+        for router in self.routers:
+            router.bias.copy_(update(router.bias, router.load, router.top_k, self.rate))
+            router.load.zero_()
+
+
+def switch_loss(probabilities, index):
+    experts = probabilities.shape[1]
+    share = F.one_hot(index, experts).sum(1).to(probabilities.dtype).mean(0) / index.shape[1]
+    return experts * (share * probabilities.mean(0)).sum()
+"""
+)
+
+FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT}
+
+UNITS = "outputs equal the library's"
+SLOPES = "gradients equal the library's"
+ONE_PASS = "a prompt and steps equal one pass"
+WRONG = [
+    (
+        2,
+        "no mask",
+        ".masked_fill(~seen, -torch.inf)",
+        "",
+        "CausalAttention: no output sees a later input",
+        "output 0 sees input 1",
+    ),
+    (
+        2,
+        "a mask off by one",
+        "tril(k.shape[-2]",
+        "tril(1 + k.shape[-2]",
+        "CausalAttention: no output sees",
+        "output 0 sees input 1",
+    ),
+    (2, "no scale", " / math.sqrt(q.shape[-1])", "", f"CausalAttention: {UNITS}", r"x \(1, 2, 32\)"),
+    (
+        2,
+        "heads by reshaping",
+        ".unflatten(-1, (heads, -1)).transpose(1, 2)",
+        ".reshape(x.shape[0], heads, x.shape[1], -1)",
+        f"CausalAttention: {UNITS}",
+        r"x \(1, 2, 32\)",
+    ),
+    (
+        2,
+        "values cut off from their gradient",
+        "attend(q, k, v)))",
+        "attend(q, k, v.detach())))",
+        f"CausalAttention: {SLOPES}",
+        "gradient of v_proj.weight: 0 at",
+    ),
+    (
+        2,
+        "a cache off by one",
+        "self.length = end\n",
+        "self.length = end - 1\n",
+        f"CausalAttention with a cache: {ONE_PASS}",
+        r"1 token after 1 cached \(steps \[1, 1\]\)",
+    ),
+    (
+        2,
+        "a batch of one is broadcast",
+        "if room.shape != t.shape:",
+        "if False:",
+        "CausalAttention with a cache: a cache refuses other rows",
+        "took a batch of 1",
+    ),
+    (
+        2,
+        "twice the storage",
+        "self.length = 0\n",
+        "self.length = 0\n        self.spare = [held.clone() for held in self.storage]\n",
+        "CausalAttention with a cache: bytes held",
+        "128 numbers a token, not 64",
+    ),
+    (
+        3,
+        "values through the keys' latent",
+        "self.v_up(self.v_down(x))",
+        "self.v_up(self.k_down(x))",
+        f"LatentAttention: {UNITS}",
+        r"x \(1, 1, 32\)",
+    ),
+    (3, "no bias where values are absorbed", " + layer.v_up.bias", "", f"step_absorbed: {ONE_PASS}", r"steps \[1\]"),
+    (
+        3,
+        "latents broadcast to every head",
+        "(shares.flatten(1, 2) @ v_latent).unflatten(1, shares.shape[1:3])",
+        "shares @ v_latent[:, None]",
+        "step_absorbed: a step copies no past",
+        "made a tensor",
+    ),
+    (
+        3,
+        "the scale of the latent",
+        '"bhtk,hkr,bsr->bhts", q, w_k, k_latent) / math.sqrt(q.shape[-1])',
+        '"bhtk,hkr,bsr->bhts", q, w_k, k_latent) / math.sqrt(w_k.shape[-1])',
+        f"step_absorbed: {ONE_PASS}",
+        r"steps \[1, 1\]",
+    ),
+    (
+        3,
+        "the latents are swapped in the cache",
+        "k_latent, v_latent = cache.append(layer.k_down(x), layer.v_down(x))\n    heads",
+        "v_latent, k_latent = cache.append(layer.k_down(x), layer.v_down(x))\n    heads",
+        f"step_rebuilt: {ONE_PASS}",
+        r"steps \[1\]",
+    ),
+    (
+        4,
+        "the latent is turned",
+        "split(self.k_up(k_latent), self.n_heads), there)",
+        "split(self.k_up(Rope(12)(k_latent, there)), self.n_heads), there)",
+        f"RotaryLatentAttention: {UNITS}",
+        r"x \(1, 2, 32\)",
+    ),
+    (
+        4,
+        "new tokens begin at 0",
+        "here = torch.arange(first, first + x.shape[1])[None]",
+        "here = torch.arange(x.shape[1])[None]",
+        f"RotaryLatentAttention with a cache: {ONE_PASS}",
+        r"1 token after 1 cached \(steps \[1, 1\]\)",
+    ),
+    (
+        4,
+        "neighbours are turned",
+        "first, second = x.chunk(2, -1)",
+        "first, second = x[..., ::2], x[..., 1::2]",
+        "Rope: turns the pairs",
+        r"x \(1, 1, 1, 8\) at positions",
+    ),
+    (
+        4,
+        "the sign of the sine",
+        "second * cos + first * sin",
+        "second * cos - first * sin",
+        "Rope: turns the pairs",
+        r"positions \[1\]",
+    ),
+    (
+        4,
+        "keys are not turned",
+        "k = self.rope(split(self.k_up(k_latent), self.n_heads), there)",
+        "k = split(self.k_up(k_latent), self.n_heads)",
+        f"RotaryLatentAttention: {UNITS}",
+        r"x \(1, 2, 32\)",
+    ),
+    (
+        6,
+        "the bias is in the gate",
+        "gate = scores.gather",
+        "gate = (scores + bias).gather",
+        "route: a bias chooses and does not weigh",
+        "5.25 taken off every bias",
+    ),
+    (
+        6,
+        "gates are not renormalised",
+        "    gate = gate / gate.sum(-1, keepdim=True)\n",
+        "",
+        "route: gates are shares",
+        "sum of a token's gates",
+    ),
+    (
+        6,
+        "the bias is forgotten",
+        "(scores + bias).topk",
+        "scores.topk",
+        "route: the k largest are chosen",
+        "the largest with bias are",
+    ),
+    (
+        6,
+        "gates cut off from their gradient",
+        "gate = scores.gather",
+        "gate = scores.detach().gather",
+        "route: gates are shares",
+        "gradient of the logits: 0 at",
+    ),
+    (
+        6,
+        "another expert's second matrix",
+        "zip(w_in.unbind(), w_out.unbind())",
+        "zip(w_in.unbind(), w_out.flip(0).unbind())",
+        "experts: equals the loop",
+        r"one token, odd widths: x \(1, 3\)",
+    ),
+    (6, "gates of the wrong slot", "gate[token, slot, None]", "gate[token, 0, None]", "experts: equals the loop", "at"),
+    (
+        6,
+        "padding takes experts",
+        "gate = gate * valid.flatten()[:, None]",
+        "pass",
+        "FineGrainedExperts: padding",
+        "output at padding",
+    ),
+    (
+        6,
+        "softmax over the tokens",
+        "route(self.choose(flat)",
+        "route(self.choose(flat).softmax(0)",
+        "FineGrainedExperts: each token",
+        "against its tokens one by one",
+    ),
+    (
+        7,
+        "shared experts are averaged",
+        "for expert in self.shared)",
+        "for expert in self.shared) / max(1, len(self.shared))",
+        f"Mine: {UNITS}",
+        r"x \(1, 1, 16\)",
+    ),
+    (
+        7,
+        "one shared expert alone",
+        "for expert in self.shared)",
+        "for expert in self.shared[:1])",
+        f"Mine: {UNITS}",
+        r"x \(1, 1, 16\)",
+    ),
+    (
+        7,
+        "shared experts are gated",
+        "expert(x) for expert in self.shared)",
+        "gate[..., :1] * expert(x) for expert in self.shared)",
+        f"Mine: {UNITS}",
+        r"x \(1, 1, 16\)",
+    ),
+    (
+        7,
+        "routed experts are lost",
+        "return out + sum",
+        "return 0 * out + sum",
+        "Mine: without shared experts",
+        r"x \(1, 1, 16\)",
+    ),
+    (
+        7,
+        "one wide layer in another order",
+        "zip(w_in, w_out)",
+        "zip(w_in, w_out.flip(0))",
+        "shared: equals one wide layer",
+        r"x \(1, 2\) through",
+    ),
+    (
+        8,
+        "the sign is flipped",
+        "bias + rate * torch.sign",
+        "bias - rate * torch.sign",
+        "update: lifts the less loaded",
+        r"counts \[2, 0\].*bias -0.1",
+    ),
+    (
+        8,
+        "the mean of the tokens",
+        "torch.sign(load.mean() - load)",
+        "torch.sign(load.sum() / top_k - load)",
+        "update: equals the library's rule",
+        "next bias",
+    ),
+    (
+        8,
+        "an offset that is not summed up",
+        "return bias - rate * (load / load.mean() - 1)",
+        "return -rate * (load / load.mean() - 1)",
+        "proportional_rule: balances",
+        "CV",
+    ),
+    (
+        8,
+        "a bias is lost",
+        "bias + rate * torch.sign(load.mean() - load)",
+        "bias.roll(1) + rate * torch.sign(load.mean() - load)",
+        "update: a shift|update: equals",
+        "next bias",
+    ),
+    (
+        8,
+        "the bias moves twice a step",
+        "update(router.bias, router.load,",
+        "update(update(router.bias, router.load, 1, self.rate), router.load,",
+        "Balancer: the parts of a step",
+        "two more parts",
+    ),
+    (8, "the loss counts k times", " / index.shape[1]\n", "\n", "switch_loss: equals", "top 2"),
+    (
+        8,
+        "the bias is in the gate",
+        "gate = scores.gather",
+        "gate = (scores + bias).gather",
+        "route: a bias chooses",
+        "5.25 taken off",
+    ),
+]
+
+
+def wrong_file(chapter: int, old: str, new: str) -> str:
+    """The file of a chapter with one text in place of another."""
+    assert FILES[chapter].count(old) == 1, f"chapter {chapter}: {FILES[chapter].count(old)} times {old!r}"
+    return FILES[chapter].replace(old, new)
