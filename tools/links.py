@@ -7,6 +7,7 @@ the chapters that are written, and an id of the ledger in backticks leads to its
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import yaml
 from docutils import nodes
@@ -99,8 +100,9 @@ def _link(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    # A chapter that comes, or a claim, changes links on any page: then Sphinx reads all of them again.
-    app.add_config_value("moemla_links", repr((written(), claims())), "env", [str])
+    # A new chapter, a claim or a line of this file changes links on any page: then Sphinx reads all of them again.
+    state = repr((written(), claims(), Path(__file__).read_text(encoding="utf-8")))
+    app.add_config_value("moemla_links", state, "env", [str])
     app.connect("doctree-read", _number_title, priority=100)  # before the titles are collected for the sidebar
     app.connect("doctree-resolved", _link)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
