@@ -66,11 +66,12 @@ notebooks: $(STAMP)  ## execute the stale notebooks (FORCE=1: all), write the pa
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=book $(LAB)
 
-lint: $(STAMP)  ## ruff, codespell and the floors of the house
+lint: $(STAMP)  ## ruff, codespell and the floors of the house; how long the chapters are
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.measures
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -29,6 +29,7 @@ from tools.cells import (
     words,
 )
 from tools.freshness import is_fresh
+from tools.measures import APART, minutes, over, said_minutes
 from tools.turns import tried, triples
 
 MAX_BYTES = 300_000
@@ -327,6 +328,21 @@ def check_answers(notebook) -> list[str]:
     return problems + [f"solution {label} runs no cell in its fold" for label, ran in runs.items() if not ran]
 
 
+def check_measures(notebook) -> list[str]:
+    """Not longer than the guide, or with a reason: metadata `moemla.reasons`, by the measure."""
+    beyond, reasons = over(notebook), notebook.metadata.get("moemla", {}).get("reasons", {})
+    long = [f"{said}; or say why: moemla.reasons.{name}" for name, said in beyond.items() if not reasons.get(name)]
+    return long + [f"moemla.reasons.{name} excuses what is within the guide" for name in reasons if name not in beyond]
+
+
+def check_minutes(notebook) -> list[str]:
+    """The box of part 1 says how long the chapter takes, as an estimate, and does not flatter."""
+    wanted = minutes(notebook)
+    if any(abs(said - wanted) <= APART for said in said_minutes(notebook)):
+        return []
+    return [f"the box of part 1 must say that the chapter takes about {wanted} minutes, and that this is an estimate"]
+
+
 PAGE_CHECKS = (check_executed, check_errors, check_size, check_fresh, check_alt, check_stable)
 CHAPTER_CHECKS = (
     check_frame,
@@ -341,7 +357,8 @@ FRAME_CHECKS = (
     check_parts,
     check_asserts,
     check_twin,
-    check_words,
+    check_measures,
+    check_minutes,
     check_picture,
     check_turns,
     check_exercises,

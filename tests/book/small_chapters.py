@@ -11,12 +11,15 @@ ROTATION = """
 class Rotation(nn.Module):
     def __init__(self, width, theta=10000.0):
         super().__init__()
-        self.angle = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        evens = torch.arange(0, width, 2).double()
+        self.angle = theta ** (-evens / width)
 
     def forward(self, x):  # (B, H, T, K)
-        turn = torch.arange(x.shape[2]).double()[:, None] * self.angle
-        first, second = x.double().chunk(2, dim=-1)
-        both = (first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin())
+        places = torch.arange(x.shape[2]).double()
+        turn = places[:, None] * self.angle
+        cos, sin = turn.cos(), turn.sin()
+        a, b = x.double().chunk(2, dim=-1)
+        both = (a * cos - b * sin, b * cos + a * sin)
         return torch.cat(both, dim=-1).float()
 """
 
@@ -105,7 +108,7 @@ def eleven():
     """A whole chapter of the new frame: eleven parts, *Your turn* three times, exercises with numbers in the fold."""
     imports = "import torch\nfrom torch import nn\n\nfrom moemla.rope import RotaryEmbedding\n\nWIDTH = 2 * 4"
     cells = [
-        markdown("# Turning\n\nYou build a rotation.", "frame-1"),
+        markdown("# Turning\n\nYou build a rotation, in about 60 minutes (an estimate).", "frame-1"),
         code(FIGURE, "frame-1", "hide-input", mystnb={"image": {"alt": "A straight line through three points."}}),
         markdown("## By hand\n\n" + PROSE, "frame-2"),
         markdown("## The problem", "frame-3"),
@@ -126,15 +129,15 @@ def eleven():
             code(check, "frame-4", "check"),
         ]
     cells += [
-        code(ROTATION.replace("width, 2, dtype", "2 * turns(width), 2, dtype"), "frame-4"),
+        code(ROTATION.replace("width, 2)", "2 * turns(width), 2)"), "frame-4"),
         markdown("## Checkpoint", "frame-5"),
         code("x = torch.ones(1, 1, 3, WIDTH)\nprint(Rotation(WIDTH)(x).shape)", "frame-5"),
         markdown("## Properties", "frame-6"),
-        code("assert torch.allclose(Rotation(WIDTH)(x).norm(dim=-1), x.norm(dim=-1))", "frame-6"),
+        code("turned = Rotation(WIDTH)(x)\nassert torch.allclose(turned.norm(dim=-1), x.norm(dim=-1))", "frame-6"),
         markdown("## Against the library", "frame-7"),
         code(LIBRARY, "frame-7"),
         markdown("## Break it", "frame-8"),
-        code("assert not torch.equal(Rotation(WIDTH, 1.0)(x), Rotation(WIDTH)(x))", "frame-8"),
+        code("assert not torch.equal(Rotation(WIDTH, 1.0)(x), turned)", "frame-8"),
         markdown("## Experiment", "frame-9"),
         markdown("## Beside the paper", "frame-10"),
         markdown("## From an empty file", "frame-11"),

@@ -5,10 +5,11 @@ import copy
 import nbformat
 import pytest
 
-from tests.book.small_chapters import eleven
+from tests.book.small_chapters import PROSE, eleven
 from tools.book_checks import CHAPTER_CHECKS, FRAME_CHECKS, PAGE_CHECKS, check_fresh, checks_for
 from tools.chapter_code import load_definitions
 from tools.execute import execute
+from tools.measures import measures, said_minutes
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +102,51 @@ def break_library(notebook):
 
 
 def break_gradients(notebook):
-    find(
-        notebook, "theirs = "
-    ).source = (
-        "x = torch.ones(1, 1, 3, WIDTH)\ntorch.testing.assert_close(Rotation(WIDTH)(x), RotaryEmbedding(WIDTH, 16)(x))"
+    find(notebook, "theirs = ").source = (
+        "theirs = RotaryEmbedding(WIDTH, 16)\ntorch.testing.assert_close(Rotation(WIDTH)(x), theirs(x))"
     )
 
 
-def break_words(notebook):
-    find(notebook, "## By hand").source = "## By hand\n\nShort."
+def break_short(notebook):
+    find(notebook, "## By hand").source = PROSE[: len(PROSE) * 4 // 5]
+
+
+def break_long(notebook):
+    find(notebook, "## By hand").source += PROSE[:4_000]
+
+
+def break_much_code(notebook):
+    """Thirteen more cells of 28 lines: none is too long, all are too much; in a fold they would do no harm."""
+    place = notebook.cells.index(find(notebook, "## Beside the paper"))
+    for _ in range(13):
+        cell = nbformat.v4.new_code_cell("\n".join(["WIDTH"] * 28), metadata={"tags": ["frame-9"]})
+        notebook.cells.insert(place, cell)
+    find(notebook, "an estimate").source = "# Turning\n\nAn estimate: 85 minutes"
+    renumber(notebook)
+
+
+def break_long_cell(notebook):
+    find(notebook, "torch.ones(1").source += "\nWIDTH" * 29
+
+
+def break_wide_code(notebook):
+    find(notebook, "torch.ones(1").source += "\n" + "# " + "x" * 67
+
+
+def break_wide_output(notebook):
+    find(notebook, "torch.ones(1").outputs[0]["text"] = "x" * 77
+
+
+def break_needless_reason(notebook):
+    notebook.metadata["moemla"]["reasons"] = {"lines": "it has many"}
+
+
+def break_box(notebook):
+    find(notebook, "an estimate").source = "# Turning\n\nAbout 40 minutes (an estimate)."
+
+
+def break_no_estimate(notebook):
+    find(notebook, "an estimate").source = "# Turning\n\nAbout 60 minutes."
 
 
 def break_picture(notebook):
@@ -197,7 +234,15 @@ BROKEN = [
     (break_twin, "twin", "defined before it"),
     (break_library, "twin", "nothing of moemla"),
     (break_gradients, "twin", "gradients"),
-    (break_words, "words", "words"),
+    (break_short, "measures", "2,500 to 3,500"),
+    (break_long, "measures", "2,500 to 3,500"),
+    (break_much_code, "measures", "visible lines of code, the guide has at most 350"),
+    (break_long_cell, "measures", "31 lines in the longest cell"),
+    (break_wide_code, "measures", "1 wide lines"),
+    (break_wide_output, "measures", "1 wide lines"),
+    (break_needless_reason, "measures", "reasons.lines excuses"),
+    (break_box, "minutes", "about 60 minutes"),
+    (break_no_estimate, "minutes", "an estimate"),
     (break_picture, "picture", "no picture"),
     (break_two_turns, "turns", "2 cells tagged your-turn"),
     (break_turn_without_text, "turns", "**Your turn.**"),
@@ -233,3 +278,35 @@ def test_a_reason_excuses_gradients(notebook):
     break_gradients(notebook)
     notebook.metadata["moemla"]["without_gradients"] = "counts have none"
     assert complaints(notebook) == {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"), [(break_long, "words"), (break_long_cell, "cell"), (break_wide_output, "width")]
+)
+def test_a_reason_excuses_a_measure(notebook, damage, name):
+    damage(notebook)
+    notebook.metadata["moemla"]["reasons"] = {name: "the table of all runs stands here"}
+    assert complaints(notebook) == {}
+
+
+def test_what_is_folded_is_not_in_sight(notebook):
+    before = measures(notebook)
+    cell = find(notebook, "torch.ones(1")
+    cell.source += "\n" + "x" * 100
+    cell.metadata["tags"].append("hide-input")
+    assert measures(notebook) == before | {"lines": before["lines"] - 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("An estimate: 17 minutes to read, 40 minutes for your turns.", [17, 40, 57]),
+        ("An estimate: 1 hour and 20 minutes.", [80, 80]),
+        ("An estimate: 2 hours.", [120, 120]),
+        ("An estimate: long.", []),
+        ("50 minutes.", []),
+    ],
+)
+def test_minutes_that_a_box_names(notebook, text, said):
+    find(notebook, "an estimate").source = text
+    assert said_minutes(notebook) == said
