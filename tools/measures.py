@@ -13,10 +13,10 @@ import re
 import nbformat
 
 from tools.book import plan
-from tools.cells import code_cells, output_text, parts, tags, words
+from tools.cells import code_cells, parts, tags, words
 from tools.chapter_code import STUBS
 
-CODE, OUTPUT = 68, 76  # characters of a line; at 1,280 pixels 79 of an output fit, in the widest font 76
+LINE = 68  # characters that fit beside the menus at 1,280 pixels, in the fold of a solution too, where it is narrowest
 GUIDE = {"words": (2_500, 3_500), "lines": (0, 350), "cell": (0, 30), "width": (0, 0)}
 SHORT_FROM, SHORT = 15, 1_800  # chapters that only read results may be shorter
 WORDS_A_MINUTE, MINUTES_A_LISTING, MINUTES_A_TURN, APART = 200, 2, 10, 10
@@ -31,11 +31,12 @@ def in_sight(notebook) -> list:
 
 
 def wide_lines(notebook) -> list[str]:
-    """Lines of code in sight and of printed text for which the page is too narrow."""
-    code = [line for cell in in_sight(notebook) for line in cell.source.splitlines()]
-    shown = [cell for cell in code_cells(notebook, with_skipped=True) if not tags(cell) & (UNSEEN | STUBS)]
-    printed = [line for cell in shown for line in _printed(cell)]
-    return [line for line in code if len(line) > CODE] + [line for line in printed if len(line) > OUTPUT]
+    """Lines of code, in sight or in a solution, and of printed text for which the page is too narrow."""
+    cells = code_cells(notebook, with_skipped=True)
+    read = [cell for cell in cells if "solution" in tags(cell) or not tags(cell) & FOLDED]
+    lines = [line for cell in read for line in cell.source.splitlines()]
+    lines += [line for cell in cells if not tags(cell) & (UNSEEN | STUBS) for line in _printed(cell)]
+    return [line for line in lines if len(line) > LINE]
 
 
 def measures(notebook) -> dict[str, int]:
@@ -47,11 +48,10 @@ def measures(notebook) -> dict[str, int]:
 
 def _printed(cell) -> list[str]:
     """Lines of text as they stand on the page; what is drawn or set as a table wraps by itself."""
-    if any(kind in output.get("data", {}) for output in cell.get("outputs", []) for kind in ("text/html", "image/png")):
-        return []
-    if any("text/markdown" in output.get("data", {}) for output in cell.get("outputs", [])):
-        return []
-    return output_text(cell).splitlines()
+    texts = [output.get("text", "") for output in cell.get("outputs", [])]
+    data = [output.get("data", {}) for output in cell.get("outputs", [])]
+    texts += [kinds["text/plain"] for kinds in data if set(kinds) == {"text/plain"}]
+    return [line for text in texts for line in text.splitlines()]
 
 
 def over(notebook) -> dict[str, str]:

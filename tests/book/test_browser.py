@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, ImageStat
 
 from tools.browser import DESKTOP, HTML, MEND, PHONE, find, launched, open_context, open_page, pages, served
+from tools.measures import LINE
 
 PAGES = pages()
 DARK = 0.3  # mean lightness of a figure at night; white paper has 1, the page's ground 0.07
@@ -155,6 +156,26 @@ def test_figures_are_legible_in_the_dark(visit, name):
             seen = Image.open(io.BytesIO(figure.screenshot())).convert("L")
             light = ImageStat.Stat(seen).mean[0] / 255
             assert light < DARK, f"{figure.get_attribute('src')} is {light:.2f} light at night"
+
+
+NARROWEST = """() => {
+    document.querySelectorAll('details').forEach(fold => fold.open = true);
+    document.querySelectorAll('.toggle-hidden').forEach(fold => fold.classList.remove('toggle-hidden'));
+    const fit = pre => {
+        const ruler = pre.appendChild(document.createElement('span'));
+        ruler.textContent = '0'.repeat(50);
+        const width = ruler.getBoundingClientRect().width / 50, look = getComputedStyle(pre);
+        ruler.remove();
+        return (pre.clientWidth - parseFloat(look.paddingLeft) - parseFloat(look.paddingRight)) / width;
+    };
+    return Math.min(...[...document.querySelectorAll('.bd-article :is(.cell_input, .cell_output) pre')]
+        .filter(pre => pre.offsetParent).map(fit));
+}"""
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if re.match(r"book/\d", name)])
+def test_a_line_of_the_guide_fits_every_box(visit, name):
+    assert visit(name).evaluate(NARROWEST) >= LINE
 
 
 def test_text_is_legible_in_the_dark(visit):

@@ -1,15 +1,17 @@
 """The frame from chapter 6 on: on a sound chapter no check complains, on a broken copy exactly the one that should."""
 
 import copy
+import re
 
 import nbformat
 import pytest
 
 from tests.book.small_chapters import PROSE, eleven
+from tools.book import plan
 from tools.book_checks import CHAPTER_CHECKS, FRAME_CHECKS, PAGE_CHECKS, check_fresh, checks_for
 from tools.chapter_code import load_definitions
 from tools.execute import execute
-from tools.measures import measures, said_minutes
+from tools.measures import main, measures, said_minutes
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +104,9 @@ def break_library(notebook):
 
 
 def break_gradients(notebook):
-    find(notebook, "theirs = ").source = (
-        "theirs = RotaryEmbedding(WIDTH, 16)\ntorch.testing.assert_close(Rotation(WIDTH)(x), theirs(x))"
-    )
+    find(
+        notebook, "theirs = "
+    ).source = "theirs = RotaryEmbedding(WIDTH, 16)\ntorch.testing.assert_close(Rotation(WIDTH)(x), theirs(x))"
 
 
 def break_short(notebook):
@@ -134,7 +136,11 @@ def break_wide_code(notebook):
 
 
 def break_wide_output(notebook):
-    find(notebook, "torch.ones(1").outputs[0]["text"] = "x" * 77
+    find(notebook, "torch.ones(1").outputs[0]["text"] = "x" * 69
+
+
+def break_wide_solution(notebook):
+    find(notebook, "return 10000.0").source += "  # " + "x" * 60
 
 
 def break_needless_reason(notebook):
@@ -240,6 +246,7 @@ BROKEN = [
     (break_long_cell, "measures", "31 lines in the longest cell"),
     (break_wide_code, "measures", "1 wide lines"),
     (break_wide_output, "measures", "1 wide lines"),
+    (break_wide_solution, "measures", "1 wide lines"),
     (break_needless_reason, "measures", "reasons.lines excuses"),
     (break_box, "minutes", "about 60 minutes"),
     (break_no_estimate, "minutes", "an estimate"),
@@ -287,6 +294,22 @@ def test_a_reason_excuses_a_measure(notebook, damage, name):
     damage(notebook)
     notebook.metadata["moemla"]["reasons"] = {name: "the table of all runs stands here"}
     assert complaints(notebook) == {}
+
+
+def test_every_chapter_is_measured(capsys):
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    written = [chapter.page for chapter in plan() if chapter.written]
+    assert [line.split()[0] for line in lines[1:-1]] == written
+    assert re.fullmatch(r"05-small-language-model +[\d,]+\*? +1,\d\d\d\* +\d+\* +\d+\* +\d+ ", lines[5])
+
+
+def test_text_beside_a_figure_counts_and_a_table_does_not(notebook):
+    cell, wide = find(notebook, "plt.subplots"), "x" * 69
+    cell.outputs.append(nbformat.v4.new_output("stream", text=wide))
+    assert measures(notebook)["width"] == 1
+    cell.outputs[-1] = nbformat.v4.new_output("display_data", {"text/markdown": wide, "text/plain": wide})
+    assert measures(notebook)["width"] == 0
 
 
 def test_what_is_folded_is_not_in_sight(notebook):
