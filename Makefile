@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 HTML   := _build/html/.rendered
-BOOK   := _config.yml _toc.yml $(wildcard book/*.md book/*.ipynb book/*.bib book/*.yml book/*.json book/_static/*)
+BOOK   := _config.yml _toc.yml $(wildcard book/*.md book/*.ipynb book/*.bib book/*.yml book/*.json book/_static/*) tools/links.py moemla/paper/claims.yml
 
 # Two tests at a time (make test WORKERS=8 for more), one thread each: more threads than cores only wait for each other.
 WORKERS ?= 2
