@@ -24,11 +24,12 @@ from moemla import (
     Tokenizer,
     complexity,
 )
-from moemla.checks import attention, equals_oracle, model, rope, tokens, training
+from moemla.checks import CheckFailed, attention, equals_oracle, experts, model, rope, tokens, training
 from moemla.generation import filter_logits
 from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
+from moemla.routing import route
 from moemla.stories import stories
 from tools.book import plan
 from tools.chapter_code import load_definitions
@@ -429,3 +430,70 @@ def test_what_is_drawn_from_is_a_distribution_of_the_likeliest(whose, temperatur
 @BOTH
 def test_the_rate_climbs_then_falls_to_its_end(whose):
     training.rate_climbs_and_falls(learning_rate if whose == "library" else chapter(5).rate_at)
+
+
+# ---- chapter 6
+
+FORMS_OF_EXPERTS = ("one_by_one", "by_expert", "masked", "by_blocks")
+
+
+def layer_of_experts(whose):
+    sizes = dict(d_model=16, n_experts=9, top_k=3, d_expert=5)
+    if whose == "library":
+        return moemla.MixtureOfExperts(**sizes, dtype=WIDE)
+    return chapter(6).MixtureOfExperts(**sizes).double()
+
+
+def routed(whose):
+    def library(logits, bias, top_k):
+        routing = route(logits, bias, top_k)
+        return routing.index, routing.gate
+
+    return library if whose == "library" else chapter(6).route
+
+
+@BOTH
+def test_a_router_chooses_the_largest_and_weighs_by_shares(whose):
+    experts.chooses_the_largest(routed(whose))
+    experts.gates_are_shares(routed(whose))
+    experts.bias_only_chooses(routed(whose))
+    experts.permuting_experts_permutes_the_routing(routed(whose))
+
+
+@pytest.mark.parametrize("form", FORMS_OF_EXPERTS[1:])
+def test_the_chapters_forms_of_experts_equal_the_loop(form):
+    compute = getattr(chapter(6), form)
+    experts.equals_loop(compute)
+    experts.permuting_experts_changes_nothing(compute)
+
+
+def test_one_token_at_a_time_is_what_the_forms_equal():
+    code = chapter(6)
+    case = code.example()
+    for form in FORMS_OF_EXPERTS[1:]:
+        torch.testing.assert_close(getattr(code, form)(*case), code.one_by_one(*case), atol=1e-5, rtol=1e-5)
+
+
+@BOTH
+def test_a_layer_of_experts_sees_each_token_alone_and_no_padding(whose):
+    layer = layer_of_experts(whose)
+    model.tokens_apart(layer, 16)
+    experts.padding_changes_nothing(layer, 16)
+
+
+def test_the_chapters_layer_of_experts_equals_the_librarys():
+    equals_oracle(layer_of_experts("chapter"), layer_of_experts("library"), 16)
+
+
+def test_backward_of_the_chapters_loop_writes_no_stack_for_each_expert():
+    code = chapter(6)
+    wide, narrow = (code.written(torch.unbind, e) for e in (64, 32))
+    assert wide < 2 * narrow < 0.3 * code.written(code.picked, 64)
+
+
+def test_the_chapters_wrong_router_is_caught_by_whose_gate_it_is():
+    wrong = chapter(6).tidy
+    experts.chooses_the_largest(wrong)
+    for check in (experts.gates_are_shares, experts.permuting_experts_permutes_the_routing):
+        with pytest.raises(CheckFailed):
+            check(wrong)
