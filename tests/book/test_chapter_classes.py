@@ -23,7 +23,7 @@ from moemla import (
     complexity,
 )
 from moemla.balancing import RULES as BALANCING
-from moemla.checks import attention, equals_oracle, model, rope, tokens, training
+from moemla.checks import CheckFailed, attention, equals_oracle, experts, model, rope, tokens, training
 from moemla.checks.chapters import ATTENTION, CHAPTERS, HYBRID, ROTATION, ROUTE, RULE, STEPS, lines_of, todo
 from moemla.checks.finding import Reader
 from moemla.checks.subjects import Attention, Choice, Function, Rotation
@@ -105,6 +105,7 @@ PARTS = {
         "DecoupledAttention",
         *(f"DecoupledAttention with a cache{how}" for how in ABSORBED),
     },
+    6: {"route", "one_by_one", "by_expert", "masked", "by_blocks", "MixtureOfExperts"},
 }
 
 
@@ -419,3 +420,27 @@ def test_what_is_drawn_from_is_a_distribution_of_the_likeliest(whose, temperatur
 @BOTH
 def test_the_rate_climbs_then_falls_to_its_end(whose):
     training.rate_climbs_and_falls(learning_rate if whose == "library" else chapter(5).rate_at)
+
+
+# ---- chapter 6
+
+
+def test_one_token_at_a_time_is_what_the_forms_equal():
+    code = chapter(6)
+    case = code.example()
+    for form in ("by_expert", "masked", "by_blocks"):
+        torch.testing.assert_close(getattr(code, form)(*case), code.one_by_one(*case), atol=1e-5, rtol=1e-5)
+
+
+def test_backward_of_the_chapters_loop_writes_no_stack_for_each_expert():
+    code = chapter(6)
+    wide, narrow = (code.written(torch.unbind, e) for e in (64, 32))
+    assert wide < 2 * narrow < 0.3 * code.written(code.picked, 64)
+
+
+def test_the_chapters_wrong_router_is_caught_by_whose_gate_it_is():
+    wrong = chapter(6).tidy
+    experts.chooses_the_largest(wrong)
+    for check in (experts.gates_are_shares, experts.permuting_experts_permutes_the_routing):
+        with pytest.raises(CheckFailed):
+            check(wrong)
