@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 HTML   := _build/html/.rendered
-BOOK   := _config.yml _toc.yml $(wildcard book/*.md book/*.ipynb book/*.bib book/*.yml book/*.json book/_static/*)
+BOOK   := _config.yml _toc.yml $(wildcard book/*.md book/*.ipynb book/*.bib book/*.yml book/*.json book/_static/*) tools/links.py moemla/paper/claims.yml
 
 # Two tests at a time (make test WORKERS=8 for more), one thread each: more threads than cores only wait for each other.
 WORKERS ?= 2
@@ -66,11 +66,12 @@ notebooks: $(STAMP)  ## execute the stale notebooks (FORCE=1: all), write the pa
 lab: $(STAMP)  ## open the chapters in JupyterLab
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --notebook-dir=book $(LAB)
 
-lint: $(STAMP)  ## ruff, codespell and the floors of the house
+lint: $(STAMP)  ## ruff, codespell and the floors of the house; how long the chapters are
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.measures
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         interop as interop,
         kernels as kernels,
         latent_attention as latent_attention,
+        lessons as lessons,
         linear as linear,
         losses as losses,
         measuring as measuring,

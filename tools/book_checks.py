@@ -1,6 +1,7 @@
 """What a notebook of the book must be, as functions from a notebook to a list of problems (empty: all is well).
 
-`PAGE_CHECKS` hold for every notebook, `CHAPTER_CHECKS` for the chapters (book/NN-slug.ipynb) too.
+`PAGE_CHECKS` hold for every notebook, `CHAPTER_CHECKS` for chapters 1 to 5 (book/NN-slug.ipynb) too, `FRAME_CHECKS` for
+those from 6 on.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from tools.cells import (
     tags,
     words,
 )
-from tools.chapter_code import run_definitions
-from tools.freshness import SHELL, is_fresh
+from tools.freshness import is_fresh
+from tools.measures import APART, minutes, over, said_minutes
+from tools.turns import tried, triples
 
 MAX_BYTES = 300_000
 WORDS = (2_500, 4_000)
 EXERCISES = 6
 EXERCISES_WITH_CODE = 2
+FRAME_FROM, PARTS, TURNS = 6, 11, 3
 CLOCKS = {
     "time",
     "perf_counter",
@@ -149,7 +152,7 @@ def _reads_clock(node: ast.AST, clocked: set[str]) -> bool:
     return False
 
 
-# ---- chapters
+# ---- chapters: all, and those up to 5
 
 
 def check_frame(notebook) -> list[str]:
@@ -228,75 +231,116 @@ def check_exercises(notebook) -> list[str]:
         for source, match in answers
         if "dropdown" not in options_of(source, match)
     ]
-    triples, incomplete = exercises_with_code(notebook)
+    with_code, incomplete = triples(notebook, "exercise")
     problems += incomplete
-    if len(triples) + len(incomplete) < EXERCISES_WITH_CODE:
-        problems.append(f"{len(triples)} exercises with code; a chapter has at least {EXERCISES_WITH_CODE}")
+    if len(with_code) + len(incomplete) < EXERCISES_WITH_CODE:
+        problems.append(f"{len(with_code)} exercises with code; a chapter has at least {EXERCISES_WITH_CODE}")
     return problems
-
-
-def exercises_with_code(notebook) -> tuple[list[tuple], list[str]]:
-    """(stub, solution, check) cells of each exercise with code, and what is wrong with the others.
-
-    The check is the first code cell after the solution.
-    """
-    triples, problems = [], []
-    cells = code_cells(notebook)
-    for number, stub in enumerate(cells):
-        if "exercise" not in tags(stub):
-            continue
-        after = cells[number + 1 :]
-        stop = next((i for i, cell in enumerate(after) if "exercise" in tags(cell)), len(after))
-        solution = next((i for i, cell in enumerate(after[:stop]) if "solution" in tags(cell)), None)
-        if "raises-exception" not in tags(stub):
-            problems.append(f"{at(notebook, stub)} is an exercise without the tag raises-exception")
-        elif solution is None:
-            problems.append(f"{at(notebook, stub)} has no cell tagged solution")
-        elif solution + 1 >= stop or not asserts(after[solution + 1]):
-            problems.append(f"{at(notebook, after[solution])} is followed by no check (a cell with an assert)")
-        else:
-            triples.append((stub, after[solution], after[solution + 1]))
-    return triples, problems
 
 
 def check_solutions(notebook) -> list[str]:
-    """Each check fails with NotImplementedError on the stub, and passes on the solution.
+    """Each check fails with NotImplementedError on the stub, and passes on the solution."""
+    return tried(notebook, triples(notebook, "exercise")[0])
 
-    Both run with the definitions of the cells before them (imports, functions, classes, constants) and nothing else.
+
+# ---- chapters from 6 on
+
+
+def check_parts(notebook) -> list[str]:
+    """Eleven parts in order, and every cell says in which it is."""
+    problems, before, present = [], 0, set()
+    for cell in notebook.cells:
+        numbers = [int(tag[6:]) for tag in tags(cell) if re.fullmatch(r"frame-\d+", tag)]
+        if len(numbers) != 1 or not 1 <= numbers[0] <= PARTS:
+            problems.append(f"{at(notebook, cell)} has not one tag of frame-1 to frame-{PARTS}: {sorted(numbers)}")
+            continue
+        if numbers[0] < before:
+            problems.append(f"{at(notebook, cell)} is of part {numbers[0]} and stands behind part {before}")
+        before = max(before, numbers[0])
+        present.add(numbers[0])
+    missing = sorted(set(range(1, PARTS + 1)) - present)
+    return problems + [f"part {number} of the frame is missing (tag frame-{number})" for number in missing]
+
+
+def check_twin(notebook) -> list[str]:
+    """Part 7 compares what the chapter built with the library's: outputs, and gradients too.
+
+    What has no gradients (statistics, a cache's bytes) gives the reason as metadata `moemla.without_gradients`.
     """
+    found = parts(notebook)
+    cells = [cell for cell in found.get(7, []) if cell.cell_type == "code"]
+    if not cells:
+        return []  # check_parts and check_asserts say so
+    earlier = [cell for number in range(1, 7) for cell in found.get(number, []) if cell.cell_type == "code"]
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    built = {node.name for cell in earlier for node in parse(cell).body if isinstance(node, kinds)}
+    nodes = [node for cell in cells for node in ast.walk(parse(cell))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    slopes = {node.attr for node in nodes if isinstance(node, ast.Attribute)} | names
     problems = []
-    for stub, solution, check in exercises_with_code(notebook)[0]:
-        before = notebook.cells[: notebook.cells.index(stub)]
-        try:
-            definitions = run_definitions(before, {"__name__": "chapter"}, "chapter")
-        except Exception as error:  # whatever the chapter raises is what is reported
-            return [f"the definitions before {at(notebook, stub)} fail: {error!r}"]
-        failure, unfinished = _run([stub, check], dict(definitions))
-        if failure is None:
-            problems.append(f"{at(notebook, check)} passes on the stub")
-        elif not unfinished and not isinstance(failure, NotImplementedError):
-            problems.append(f"{at(notebook, stub)}: the stub fails with {failure!r}, not with NotImplementedError")
-        failure, unfinished = _run([solution, check], dict(definitions))
-        if failure is not None or unfinished:
-            problems.append(f"{at(notebook, solution)}: the solution fails its check with {failure!r}")
+    if not names & built:
+        problems.append("part 7 uses no class and no function defined before it")
+    if not names & library_names(notebook):
+        problems.append("part 7 uses nothing of moemla")
+    excused = notebook.metadata.get("moemla", {}).get("without_gradients")
+    if not slopes & {"grad", "backward", "equals_oracle", "same_with_gradients"} and not excused:
+        problems.append("part 7 compares no gradients")
     return problems
 
 
-def _run(cells, namespace: dict) -> tuple[Exception | None, bool]:
-    """Run a stub or solution, then its check: what the check raised, and whether the first cell was unfinished."""
-    first, check = cells
-    unfinished = False
-    try:
-        exec(compile(SHELL.sub("", first.source), "<cell>", "exec"), namespace)
-    except NotImplementedError:
-        unfinished = True
-    except Exception as error:
-        return error, False
-    try:
-        exec(compile(SHELL.sub("", check.source), "<check>", "exec"), namespace)
-    except Exception as error:
-        return error, unfinished
-    return None, unfinished
+def check_turns(notebook) -> list[str]:
+    """Three or more times the reader builds first: a task, a stub that fails, a folded solution, a check in sight."""
+    found, problems = triples(notebook, "your-turn")
+    if len(found) + len(problems) < TURNS:
+        problems.append(f"{len(found)} cells tagged your-turn with solution and check; a chapter has at least {TURNS}")
+    for stub, solution, check in found:
+        above = notebook.cells[notebook.cells.index(stub) - 1]
+        if above.cell_type != "markdown" or not re.search(r"^\*\*Your turn\.\*\*", above.source, re.MULTILINE):
+            problems.append(f"{at(notebook, stub)} stands under no text with a line that begins with **Your turn.**")
+        if not tags(solution) & {"hide-input", "hide-cell"}:
+            problems.append(f"{at(notebook, solution)} is not folded (tag hide-input or hide-cell)")
+        if "check" not in tags(check) or any(tag.startswith(("hide-", "remove-")) for tag in tags(check)):
+            problems.append(f"{at(notebook, check)} is no check in sight (tag check, and no hide- or remove-)")
+    return problems + tried(notebook, found)
+
+
+def check_answers(notebook) -> list[str]:
+    """Answers lie in the fold: between an exercise and the next stand its stub, its solution and a silent check."""
+    problems, asked, fold, runs = [], False, "", {}
+    for cell in parts(notebook).get(PARTS, []):
+        if cell.cell_type == "markdown":
+            marks = [*DIRECTIVE.finditer(cell.source), *re.finditer(r"^##? ()(.*)", cell.source, re.MULTILINE)]
+            for mark in sorted(marks, key=lambda mark: mark.start()):
+                if mark[1] in ("", "exercise", "exercise-start"):
+                    asked = mark[1] != ""  # a heading ends the exercises
+                if mark[1] in ("solution-start", "solution-end"):
+                    fold = mark[2].strip()
+                if mark[1] in ("solution", "solution-start"):
+                    runs[mark[2].strip()] = False
+        elif fold:
+            runs[fold] = True
+            if not tags(cell) & {"solution", "hide-input", "hide-cell"}:
+                problems.append(f"{at(notebook, cell)} lies in a fold and has no tag (solution, hide-input)")
+        elif asked and not tags(cell) & {"exercise", "check"}:
+            problems.append(f"{at(notebook, cell)} stands under an exercise, outside of its folded solution")
+        elif asked and "check" in tags(cell) and output_text(cell).strip():
+            problems.append(f"{at(notebook, cell)} is a check that shows something: numbers belong into the fold")
+    return problems + [f"solution {label} runs no cell in its fold" for label, ran in runs.items() if not ran]
+
+
+def check_measures(notebook) -> list[str]:
+    """Not longer than the guide, or with a reason: metadata `moemla.reasons`, by the measure."""
+    beyond, reasons = over(notebook), notebook.metadata.get("moemla", {}).get("reasons", {})
+    long = [f"{said}; or say why: moemla.reasons.{name}" for name, said in beyond.items() if not reasons.get(name)]
+    return long + [f"moemla.reasons.{name} excuses what is within the guide" for name in reasons if name not in beyond]
+
+
+def check_minutes(notebook) -> list[str]:
+    """The box of part 1 says how long the chapter takes, as an estimate, and does not flatter."""
+    wanted = minutes(notebook)
+    if any(abs(said - wanted) <= APART for said in said_minutes(notebook)):
+        return []
+    return [f"the box of part 1 must say that the chapter takes about {wanted} minutes, and that this is an estimate"]
 
 
 PAGE_CHECKS = (check_executed, check_errors, check_size, check_fresh, check_alt, check_stable)
@@ -309,8 +353,22 @@ CHAPTER_CHECKS = (
     check_exercises,
     check_solutions,
 )
+FRAME_CHECKS = (
+    check_parts,
+    check_asserts,
+    check_twin,
+    check_measures,
+    check_minutes,
+    check_picture,
+    check_turns,
+    check_exercises,
+    check_solutions,
+    check_answers,
+)
 
 
 def checks_for(path: Path) -> tuple:
-    """The checks that a notebook has to pass."""
-    return PAGE_CHECKS + CHAPTER_CHECKS if is_chapter(path) else PAGE_CHECKS
+    """The checks that a notebook has to pass: chapters from 6 on have the frame of eleven parts."""
+    if not is_chapter(path):
+        return PAGE_CHECKS
+    return PAGE_CHECKS + (FRAME_CHECKS if int(path.name[:2]) >= FRAME_FROM else CHAPTER_CHECKS)

@@ -1,7 +1,7 @@
 """A notebook as its cells: what they are tagged with, to which part of the frame they belong, what they say and assert.
 
-A chapter has the ten parts of the frame: the cell that opens part N carries the tag `frame-N`, and the cells after it
-belong to that part.
+A chapter has the parts of the frame, ten up to chapter 5 and eleven after it: the cell that opens part N carries the
+tag `frame-N`, and the cells after it belong to that part. From chapter 6 on every cell carries the tag of its part.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import nbformat
 from tools.freshness import SHELL
 
 DEFINING = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-SKIPPED_TAGS = {"raises-exception", "skip-execution", "solution", "exercise"}
+STUBS = {"exercise", "your-turn"}
+SKIPPED_TAGS = {"raises-exception", "skip-execution", "solution", *STUBS}
 
 
 def definitions(source: str) -> list[ast.stmt]:
@@ -29,9 +30,16 @@ def definitions(source: str) -> list[ast.stmt]:
 
 
 def run_definitions(cells, namespace: dict, name: str) -> dict:
-    """Execute the definitions of code cells in a namespace, cell by cell; returns the namespace."""
+    """Execute the definitions of code cells in a namespace, cell by cell; returns the namespace.
+
+    The solution of a *Your turn* is the chapter's own code; that of an exercise is left out, as every stub is.
+    """
+    turn = False
     for number, cell in enumerate(cells):
-        if cell.cell_type == "code" and not SKIPPED_TAGS & set(cell.metadata.get("tags", [])):
+        tags = set(cell.metadata.get("tags", []))
+        own = turn and "solution" in tags
+        turn = "your-turn" in tags or (turn and cell.cell_type != "code")
+        if cell.cell_type == "code" and (own or not SKIPPED_TAGS & tags):
             for node in definitions(cell.source):
                 code = compile(ast.Module(body=[node], type_ignores=[]), f"{name}[{number}]", "exec")
                 try:
@@ -45,7 +53,7 @@ def run_definitions(cells, namespace: dict, name: str) -> dict:
 def load_definitions(path: str | Path) -> SimpleNamespace:
     """Imports, functions, classes and simple constants of a notebook: `load_definitions(path).LatentAttention`.
 
-    Exercises and their solutions are left out, and so is everything that computes.
+    Stubs, exercises and their solutions are left out, and so is everything that computes.
     """
     notebook = nbformat.read(path, as_version=4)
     return SimpleNamespace(**run_definitions(notebook.cells, {"__name__": "chapter"}, Path(path).name))

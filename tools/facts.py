@@ -28,16 +28,23 @@ def chapters(book: Path = BOOK) -> str:
 
 
 @cache
+def judged() -> list[tuple[Any, Any]]:
+    """Each claim of the ledger and what it comes to here."""
+    from moemla.paper import claims
+
+    return [(claim, claims.evaluate(claim, RESULTS)) for claim in claims.load_claims()]
+
+
+@cache
 def ledger() -> str:
     """How many claims of the paper have which status, and whether the tables are complete."""
     from moemla.paper import claims
 
-    entries = claims.load_claims()
-    rows = [(claim, claims.evaluate(claim, RESULTS)) for claim in entries]
+    rows = judged()
     found = claims.counts(rows)
-    cells, missing = claims.cells(), claims.missing_cells(entries)
+    cells, missing = claims.cells(), claims.missing_cells([claim for claim, _ in rows])
     readings = sum(outcome.detail.startswith("holds if") for _, outcome in rows)
-    judged = sum(found[status] for status in claims.STATUSES)
+    total = sum(found[status] for status in claims.STATUSES)
     texts = [
         f"{found['computed']} follow from settings that the paper states",
         f"{found['consistent']} agree with its other numbers",
@@ -48,7 +55,7 @@ def ledger() -> str:
         f"{found['not run']} need a run that has not been made",
     ]
     sentence = (
-        f"The ledger has {judged} claims and {found['input']} settings of the paper, with "
+        f"The ledger has {total} claims and {found['input']} settings of the paper, with "
         f"{len(cells) - len(missing)} of the {len(cells)} cells of its eight tables among them. "
         f"Of the claims {', '.join(texts[:-1])}, and {texts[-1]}."
     )

@@ -1,4 +1,4 @@
-"""Writes the pages of the book that are lists: API reference, solutions, timings, how to reproduce, what is measured.
+"""Writes the pages of the book that are lists: API reference, solutions, timings, how to reproduce, the ledger ...
 
 In the README and the preface it writes the blocks that hold numbers (`tools/facts.py`).
 
@@ -273,12 +273,43 @@ def progress_page() -> str:
     return "\n".join(out) + "\n"
 
 
+LEDGER = """# The ledger
+
+What the paper prints, and what it comes to here. Only what is printed is written down, in
+`moemla/paper/claims.yml`; the other numbers are computed from the paper's settings, or measured. `moemla claims A25`
+prints a claim whole, with the function that computes it.
+
+"""
+
+
+def ledger_page() -> str:
+    """Each claim by the chapter that treats it: place, printed, ours, status, note. A row has an anchor."""
+    from moemla.paper import claims
+
+    out = [LEDGER.rstrip(), "", facts.ledger(), ""]
+    out += [f"- *{status}*: {meaning}" for status, meaning in (claims.STATUSES | claims.NOT_JUDGED).items()]
+    for chapter in plan():
+        rows = [row for row in facts.judged() if row[0].chapter == chapter.number]
+        if not rows:
+            continue
+        out += ["", f"## Chapter {chapter.number}: {chapter.title}", ""]
+        out += [f"[Read the chapter]({chapter.page}).", ""] if chapter.written else []
+        out += ["| claim | printed | here | status | note |", "|---|---|---:|---|---|"]
+        for claim, outcome in rows:
+            said = textwrap.shorten(claim.printed, 60, placeholder=" ...")
+            cells = (claim.where, said, claims.show(claim, outcome), outcome.status, claim.note)
+            where, *rest = (_escape(cell) for cell in cells)
+            out.append(f"| [`{claim.id}`]{{#{claim.id}}}<br>{where} | {' | '.join(rest)} |")
+    return "\n".join(out) + "\n"
+
+
 PAGES = {
     "api": api_page,
     "solutions": solutions_page,
     "timings": timings_page,
     "reproduce": reproduce_page,
     "progress": progress_page,
+    "ledger": ledger_page,
 }
 UNCHECKED = ("progress",)  # may lag behind the runs, whose end must fail no test
 

@@ -1,106 +1,19 @@
 """Each check of the book bites: on a sound chapter none complains, on a broken copy exactly the one that should.
 
-The chapter is a small one made here and really executed; its class is compared with the library's RoPE.
+Small chapters (`small_chapters.py`), really executed. The frame of chapters 1 to 5 is tried here, that of the
+others in `test_frame.py`.
 """
 
 import copy
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tests.book.small_chapters import PROSE, chapter
 from tools.book_checks import CHAPTER_CHECKS, PAGE_CHECKS
 from tools.chapter_code import load_definitions
 from tools.execute import execute
 from tools.freshness import fingerprint
-
-PROSE = "Each pair of dimensions turns by an angle that grows with the position of its token. " * 180
-
-ROTATION = """
-class Rotation(nn.Module):
-    def __init__(self, width, theta=10000.0):
-        super().__init__()
-        self.angle = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-
-    def forward(self, x):  # (B, H, T, K)
-        turn = torch.arange(x.shape[2]).double()[:, None] * self.angle
-        first, second = x.double().chunk(2, dim=-1)
-        both = (first * turn.cos() - second * turn.sin(), second * turn.cos() + first * turn.sin())
-        return torch.cat(both, dim=-1).float()
-"""
-
-LIBRARY = """
-theirs = RotaryEmbedding(WIDTH, 16)
-a = torch.randn(2, 3, 5, WIDTH, requires_grad=True)
-b = a.detach().clone().requires_grad_()
-ours = Rotation(WIDTH)
-torch.testing.assert_close(ours(a), theirs(b))
-ours(a).square().sum().backward()
-theirs(b).square().sum().backward()
-torch.testing.assert_close(a.grad, b.grad)
-"""
-
-FIGURE = """
-import matplotlib.pyplot as plt
-figure, axes = plt.subplots(figsize=(2, 1))
-axes.plot(range(3));
-"""
-
-
-def markdown(source, *tags):
-    return new_markdown_cell(source, metadata={"tags": list(tags)})
-
-
-def code(source, *tags, **metadata):
-    return new_code_cell(source.strip(), metadata={"tags": list(tags), **metadata})
-
-
-def exercise(label):
-    return markdown(f"```{{exercise-start}}\n:label: {label}\n```\nHow much?\n```{{exercise-end}}\n```")
-
-
-def solution(label, text="As much as before."):
-    return markdown(f"````{{solution}} {label}\n:class: dropdown\n{text}\n````")
-
-
-def chapter():
-    """A whole chapter: ten parts, a class, its comparison with the library, exercises."""
-    cells = [
-        markdown("# Turning\n\nYou build a rotation.", "frame-1"),
-        code(FIGURE, "hide-input", mystnb={"image": {"alt": "A straight line through three points."}}),
-        markdown("## What the paper says", "frame-2"),
-        markdown("## The problem", "frame-3"),
-        code("import torch\nfrom torch import nn\n\nfrom moemla.rope import RotaryEmbedding\n\nWIDTH = 2 * 4"),
-        markdown("## Naive\n\n" + PROSE, "frame-4"),
-        code(ROTATION),
-        markdown("## Checkpoint", "frame-5"),
-        code("x = torch.ones(1, 1, 3, WIDTH)\nprint(Rotation(WIDTH)(x).shape)"),
-        markdown("## Properties", "frame-6"),
-        code("assert torch.allclose(Rotation(WIDTH)(x).norm(dim=-1), x.norm(dim=-1))"),
-        markdown("## Against the library", "frame-7"),
-        code(LIBRARY),
-        markdown("## Break it", "frame-8"),
-        code("for theta in (1.0, 10.0):\n    assert not torch.equal(Rotation(WIDTH, theta)(x), Rotation(WIDTH)(x))"),
-        markdown("## Experiment", "frame-9"),
-        code("import time\n\nstart = time.perf_counter()\nprint(time.perf_counter() - start)", "timing"),
-        markdown("## Exercises", "frame-10"),
-    ]
-    for number in range(4):
-        cells += [exercise(f"ex-plain-{number}"), solution(f"ex-plain-{number}")]
-    for number in range(2):
-        cells += [
-            exercise(f"ex-code-{number}"),
-            code(
-                "def pairs(width):\n    raise NotImplementedError('yours')\n\n\npairs(WIDTH)",
-                "exercise",
-                "raises-exception",
-            ),
-            markdown(f"```{{solution-start}} ex-code-{number}\n:class: dropdown\n```"),
-            code("def pairs(width):\n    return width // 2", "solution"),
-            markdown("```{solution-end}\n```"),
-            code("assert pairs(WIDTH) == 4", "check"),
-        ]
-    return new_notebook(cells=cells)
 
 
 @pytest.fixture(scope="module")
