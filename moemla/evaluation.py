@@ -176,6 +176,43 @@ class _LoadCounter:
         )
 
 
+@torch.inference_mode()
+def load_profile(model: nn.Module, tokens: Int[Tensor, "n t"], rows: int) -> dict:
+    """How evenly the experts of each layer are used: over all tokens, over a batch of `rows` windows, within a window.
+
+    `counts` is (L, E), over all windows. "batch" and "sequence" hold `tokens`, the size of the window, `cv` and
+    `max_violation`, means over windows and layers, and `cv_floor`, which uniform random routing would show. A router
+    may be balanced over a batch and not within a sequence. Built in chapter 8.
+    """
+    model = whole(model)
+    config, device = model.config, model.embedding.weight.device
+    n, context = tokens.shape
+    each = []  # (L, rows, E) of each batch
+    with eval_mode(model):
+        for batch in tokens.split(rows):
+            model.features(batch.to(device))
+            slots = torch.stack([routing.index.view(len(batch), -1) for routing in model.routing()])
+            counts = torch.zeros(*slots.shape[:2], config.n_experts, dtype=torch.int64, device=device)
+            each.append(counts.scatter_add(2, slots, torch.ones_like(slots)).cpu())
+
+    def window(counts: Tensor, size: int) -> dict:
+        load = counts.double()
+        mean = load.mean(-1)
+        return dict(
+            tokens=size,
+            cv=(load.std(-1, correction=0) / mean).mean().item(),
+            max_violation=(load.amax(-1) / mean - 1).mean().item(),
+            cv_floor=noise_floor(config.n_experts, config.top_k, size),
+        )
+
+    full = [counts.sum(1) for counts in each if counts.shape[1] == rows] or [each[0].sum(1)]
+    return dict(
+        counts=torch.stack([counts.sum(1) for counts in each]).sum(0).tolist(),
+        batch=window(torch.stack(full), min(rows, n) * context),
+        sequence=window(torch.cat(each, 1), context),
+    )
+
+
 def shuffle_sentences(text: str, seed: int = 0) -> str:
     """The same sentences in another order: what a model loses on it is what it knew of the order. Built in chapter 1.
 

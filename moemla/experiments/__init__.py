@@ -1,6 +1,6 @@
-"""Questions asked of trained models, one module a question; `runner` runs them.
+"""Questions asked of trained models, one module a question; `runner` runs them, `queue` one after another.
 
-An experiment is a module with NAME, SCALES and these functions:
+An experiment is a module, or the EXPERIMENT in it (a `comparison.Comparison`), with NAME, SCALES and these functions:
 
     cells(scale, text)                    the runs, or those that come before a choice
     choose(results)                       what the first runs say, where there is a choice
@@ -9,17 +9,32 @@ An experiment is a module with NAME, SCALES and these functions:
     table(results)                        what came out, as text
 
 SCALES maps the name of a scale to how large it is: an object with `stories` to train on (None: all there are), `steps`
-of a run and so on. ALONE is True where a run has the machine to itself.
+of a run and so on. ALONE is True where a run has the machine to itself, FILES where the question is about text files.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-NAMES = ("ten-minutes", "latent-cost")
+UNREGISTERED = ("ten-minutes", "latent-cost")  # were run before registrations began
+QUEUE = (  # registered: most valuable first
+    "balancing",
+    "shared-experts",
+    "synergy",
+    "synergy-adamw",
+    "synergy-long",
+    "granularity",
+    "real",
+    "compression",
+    "scaling",
+    "flops",
+)
+NAMES = (*UNREGISTERED, *QUEUE)
+SCALES = ("smoke", "pilot", "cpu", "gpu", "paper")
 
 
-def find(name: str) -> ModuleType:
+def find(name: str) -> Any:
     """The experiment of that name; ValueError where there is none. Built in chapter 15."""
     if name not in NAMES:
         raise ValueError(f"name={name!r}: choose one of {', '.join(NAMES)}")
-    return import_module(f"moemla.experiments.{name.replace('-', '_')}")
+    module = import_module(f"moemla.experiments.{name.replace('-', '_')}")
+    return getattr(module, "EXPERIMENT", module)

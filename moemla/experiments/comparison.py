@@ -1,0 +1,246 @@
+"""Arms trained alike, each at its own best learning rate, measured over seeds: the shape of the paper's tables.
+
+Seed 0 chooses: each arm at each rate, every run in full. The seeds from 1 on had no part in that choice and are the
+measurement; seed s gives all arms the same batches. What is asked, expected and tested stands in the experiment's
+`registration.md`, which was committed before its first run. Built in chapter 15.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moemla.cells import Cell, model_config, train_config
+from moemla.errors import MoemlaError
+from moemla.experiments import one_run
+from moemla.experiments.one_run import PROMPTS, Scale
+from moemla.experiments.runner import Text
+from moemla.results import Result, comparable
+from moemla.statistics import Contrast, contrast, estimate, holm
+
+FLOOR = 30  # the rate falls to this part of its peak
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to build or to train a model.
+
+    `model` changes the preset of `variant` (`matched` among it), `train` the recipe. `rates` instead of the scale's; of
+    a single one there is no sweep. `rate_of`: the arm whose choice it takes. `steps`: as many times the scale's.
+    """
+
+    name: str
+    variant: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    rates: tuple[float, ...] | None = None
+    rate_of: str = ""
+    seeds: int | None = None
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A registered comparison: a weighted sum of arms' means, in nats.
+
+    With a `margin` the question is whether the sum lies within it: two one-sided tests.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    margin: float | None = None
+
+
+def versus(a: str, b: str, margin: float | None = None) -> Asked:
+    """The difference of two arms, a - b."""
+    return Asked(f"{a} - {b}", {a: 1, b: -1}, margin)
+
+
+def synergy(name: str, neither: str, first: str, second: str, both: str) -> Asked:
+    """(both - second) - (first - neither): negative where two changes do more together than apart."""
+    return Asked(name, {both: 1, first: -1, second: -1, neither: 1})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment of arms; see the package's docstring for what its attributes are to the runner.
+
+    `arms` gives them for a scale. `asked`: the registered comparisons, the first one being the primary. `differ_in`:
+    the settings in which its arms may differ, as in `results.comparable`.
+    """
+
+    NAME: str
+    SCALES: Mapping[str, Scale]
+    arms: Callable[[Scale], list[Arm]]
+    asked: tuple[Asked, ...]
+    differ_in: tuple[str, ...] = ("variant",)
+    sweep_of: "Comparison | None" = None  # whose sweep chooses the rates, where it has none of its own
+    FILES: bool = False  # whether it is asked of text files alone
+
+    def _arms(self, scale: str) -> list[Arm]:
+        size = self.SCALES[scale]
+        return [arm for arm in self.arms(size) if size.only is None or arm.name in size.only]
+
+    def cells(self, scale: str, text: Text) -> list[Cell]:
+        """The sweep: seed 0 of each arm that chooses a rate, at each rate."""
+        if self.sweep_of:
+            names = {arm.name for arm in self._arms(scale)}
+            return [cell for cell in self.sweep_of.cells(scale, text) if cell.tags["arm"] in names]
+        swept = [(arm, self._rates(arm, scale)) for arm in self._arms(scale) if not arm.rate_of]
+        longest = max((len(rates) for _, rates in swept), default=0)
+        order = [(arm, rates[i]) for i in range(longest) for arm, rates in swept if i < len(rates) > 1]
+        return [self._cell(scale, text, arm, lr, 0) for arm, lr in order]
+
+    def choose(self, results: Iterable[Result]) -> dict[str, float]:
+        """Each swept arm's rate: the lowest loss of seed 0. MoemlaError where all diverged."""
+        best: dict[str, tuple[float, float]] = {}
+        swept = {}
+        for result in results:
+            arm, lr = result.settings["tags"]["arm"], result.settings["train"]["lr"]
+            swept[arm] = True
+            loss = result.measures.get("nats_per_token")
+            if loss is not None:
+                best[arm] = min(best.get(arm, (loss, lr)), (loss, lr))
+        lost = sorted(swept.keys() - best.keys())
+        if lost:
+            raise MoemlaError(f"no learning rate came through for {', '.join(lost)}: try lower ones")
+        return {arm: lr for arm, (_, lr) in best.items()}
+
+    def measure(self, scale: str, text: Text, chosen: dict[str, float] | None, seeds: int | None = None) -> list[Cell]:
+        """Each arm at its chosen rate with the seeds that measure; chosen=None: as many cells, any rate."""
+        size, arms = self.SCALES[scale], self._arms(scale)
+        rates = {arm.name: (chosen or {}).get(arm.rate_of or arm.name, self._rates(arm, scale)[0]) for arm in arms}
+        counts = {arm.name: seeds or min(arm.seeds or size.seeds, size.seeds) for arm in arms}
+        return [
+            self._cell(scale, text, arm, rates[arm.name], seed)
+            for seed in range(size.first_seed, size.first_seed + max(counts.values()))
+            for arm in arms
+            if seed < size.first_seed + counts[arm.name]
+        ]
+
+    def _rates(self, arm: Arm, scale: str) -> tuple[float, ...]:
+        size = self.SCALES[scale]
+        rates = arm.rates or size.rates
+        return rates[: len(size.rates)] if scale == "smoke" else rates[:1] if size.only else rates
+
+    def _cell(self, scale: str, text: Text, arm: Arm, lr: float, seed: int) -> Cell:
+        size = self.SCALES[scale]
+        steps = size.steps * arm.steps
+        model = {**dict(size=size.size), **arm.model}
+        recipe = dict(optimizer=size.optimizer, precision=size.precision) | arm.train
+        return Cell(
+            experiment=self.NAME,
+            scale=scale,
+            data=text.data,
+            tags=dict(arm=arm.name, text=text.source, scored=size.scored, samples=size.samples * len(PROMPTS)),
+            model=model_config(
+                model.pop("size"),
+                arm.variant,
+                vocab_size=text.vocab_size,
+                max_seq_len=size.max_seq_len,
+                **dict(dropout=size.dropout) | model,
+            ),
+            train=train_config(
+                **dict(steps=steps, batch_size=size.batch_size, seq_len=size.seq_len, warmup=steps // 10) | recipe,
+                lr=lr,
+                min_lr=lr / FLOOR,
+                seed=seed,
+            ),
+        )
+
+    def work(self, cell: Cell, text: Text, scratch: Path, progress=None) -> dict[str, Any]:
+        """One run, trained from its last checkpoint on, scored, looked at."""
+        return one_run.work(cell, self.SCALES[cell.scale], text, scratch, progress)
+
+    # ---- what came out
+
+    def measured(self, results: Iterable[Result]) -> dict[str, list[Result]]:
+        """The runs of each arm that measure, by seed, of one scale and text; ResultError for runs of two kinds."""
+        runs = [run for run in results if run.experiment == self.NAME and run.settings["train"]["seed"] > 0]
+        comparable(*runs, differ_in={*self.differ_in, "arm", "lr", "seed"})
+        runs.sort(key=lambda run: run.settings["train"]["seed"])
+        arms: dict[str, list[Result]] = {}
+        for run in runs:
+            arms.setdefault(run.settings["tags"]["arm"], []).append(run)
+        scale = runs[0].settings["scale"] if runs else "cpu"
+        return {arm.name: arms[arm.name] for arm in self.arms(self.SCALES[scale]) if arm.name in arms}
+
+    def contrasts(self, results: Iterable[Result]) -> dict[str, Contrast]:
+        """The registered comparisons whose arms all came through, over the seeds that their arms share."""
+        arms, found = self.measured(results), {}
+        for asked in self.asked:
+            if not all(name in arms and all("nats_per_token" in run.measures for run in arms[name])
+                       for name in asked.weights):  # fmt: skip
+                continue
+            losses = [by_seed(arms[name]) for name in asked.weights]
+            seeds = sorted(set.intersection(*(set(one) for one in losses)))
+            if len(seeds) > 1:
+                groups = [[one[seed] for seed in seeds] for one in losses]
+                found[asked.name] = contrast(groups, asked.weights.values())
+        return found
+
+    def at_common_rates(self, results: Iterable[Result]) -> dict[str, dict[float, float]]:
+        """The registered comparisons of seed 0 with all arms at one rate, as the paper compares: no interval."""
+        losses: dict[tuple[str, float], float] = {}
+        for run in results:
+            train = run.settings["train"]
+            if train["seed"] == 0 and "nats_per_token" in run.measures:
+                losses[run.settings["tags"]["arm"], train["lr"]] = run.measures["nats_per_token"]
+        rates = sorted({lr for _, lr in losses})
+        return {
+            asked.name: held
+            for asked in self.asked
+            if (
+                held := {
+                    lr: sum(weight * losses[arm, lr] for arm, weight in asked.weights.items())
+                    for lr in rates
+                    if all((arm, lr) in losses for arm in asked.weights)
+                }
+            )
+        }
+
+    def table(self, results: Iterable[Result]) -> str:
+        """Each arm at its own rate, then each registered comparison: paired and Welch, corrected by Holm."""
+        results = list(results)
+        out = [f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
+               f"{'bits/byte':>10}{'cpu s':>7}"]  # fmt: skip
+        out += [_row(name, runs) for name, runs in self.measured(results).items()]
+        found = self.contrasts(results)
+        corrected = holm({name: one.welch.p for name, one in found.items()})
+        if found:
+            out += ["", f"{'difference in nats':44}{'Welch, 95 %':22}{'paired':>9}{'corr.':>7}{'p Holm':>9}"]
+        for asked in self.asked:
+            if asked.name in found:
+                out.append(_line(asked, found[asked.name], corrected[asked.name]))
+        common = self.at_common_rates(results)
+        if common:
+            out += ["", "seed 0, all arms at one rate (no interval):"]
+            out += [
+                f"{name:44}" + "  ".join(f"{lr:g}: {value:+.4f}" for lr, value in held.items())
+                for name, held in common.items()
+            ]
+        return "\n".join(out)
+
+
+def by_seed(runs: Iterable[Result]) -> dict[int, float]:
+    """Nats per token of each seed."""
+    return {run.settings["train"]["seed"]: run.measures["nats_per_token"] for run in runs}
+
+
+def _row(name: str, runs: list[Result]) -> str:
+    losses = [run.measures["nats_per_token"] for run in runs if "nats_per_token" in run.measures]
+    first, rate = runs[0].measures, runs[0].settings["train"]["lr"]
+    head = f"{name:24}{first['parameters']:12,}{first['active_parameters']:12,}{rate:8g}{len(losses):6}  "
+    if not losses:
+        return head + "diverged"
+    mean, half = sum(losses) / len(losses), f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
+    bits, seconds = (sum(run.measures.get(key, 0) for run in runs) / len(losses)
+                     for key in ("bits_per_byte", "cpu_seconds"))  # fmt: skip
+    return head + f"{f'{mean:.4f}{half}':22}{bits:10.4f}{seconds:7.0f}"
+
+
+def _line(asked: Asked, one: Contrast, p: float) -> str:
+    within = "" if asked.margin is None else f"  within ± {asked.margin}: p {one.welch.p_within(asked.margin):.3f}"
+    correlation = "-" if one.correlation is None else f"{one.correlation:+.2f}"
+    welch = f"{one.welch.value:+.4f} ± {one.welch.half_width:.4f}"
+    return f"{asked.name:44}{welch:22}{f'± {one.paired.half_width:.4f}':>9}{correlation:>7}{p:9.4f}{within}"
