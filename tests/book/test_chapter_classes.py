@@ -24,11 +24,13 @@ from moemla import (
     Tokenizer,
     complexity,
 )
-from moemla.checks import attention, equals_oracle, model, rope, tokens, training
+from moemla.balancing import RULES, Balancer, noise_floor, quantile_rule, switch_loss
+from moemla.checks import attention, balancing, equals_oracle, experts, model, rope, tokens, training
 from moemla.generation import filter_logits
 from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
+from moemla.routing import Router, Routing, margin_histogram, route
 from moemla.stories import stories
 from tools.book import plan
 from tools.chapter_code import load_definitions
@@ -429,3 +431,95 @@ def test_what_is_drawn_from_is_a_distribution_of_the_likeliest(whose, temperatur
 @BOTH
 def test_the_rate_climbs_then_falls_to_its_end(whose):
     training.rate_climbs_and_falls(learning_rate if whose == "library" else chapter(5).rate_at)
+
+
+# ---- chapter 8
+
+BY_COUNTS = {
+    "sign": "sign_rule",
+    "proportional": "proportional_rule",
+    "algorithm-1": "algorithm_1",
+    "equation-4": "equation_4",
+}
+EACH_RULE = pytest.mark.parametrize("name", BY_COUNTS)
+
+
+def rule_of(whose, name):
+    return RULES[name] if whose == "library" else getattr(chapter(8), BY_COUNTS[name])
+
+
+@EACH_RULE
+def test_the_chapters_rules_equal_the_librarys(name):
+    balancing.equals_rule(rule_of("chapter", name), name)
+
+
+@BOTH
+@EACH_RULE
+def test_a_rule_lifts_the_less_loaded_and_knows_no_order(whose, name):
+    rule = rule_of(whose, name)
+    balancing.lifts_the_less_loaded(rule)
+    balancing.shift_stays_a_shift(rule)
+    balancing.permuting_experts_permutes_the_bias(rule)
+
+
+@BOTH
+@pytest.mark.parametrize(("name", "rate"), [("sign", 0.005), ("proportional", 0.02), ("algorithm-1", 0.1)])
+def test_a_rule_that_sums_its_steps_balances(whose, name, rate):
+    balancing.balances(rule_of(whose, name), rate)
+
+
+@BOTH
+@EACH_RULE
+def test_a_balancer_takes_the_passes_of_a_step_as_one(whose, name):
+    kind = Balancer if whose == "library" else chapter(8).Balancer
+
+    def step(bias, parts, top_k, rate):
+        router = Router(d_model=4, n_experts=len(bias), top_k=top_k, dtype=WIDE)
+        balancer = kind(router, rule=name, rate=rate)
+        router.bias.copy_(bias)
+        for counts in parts:
+            router.load += counts
+        held = router.bias  # what a checkpoint holds on to
+        balancer.step()
+        assert router.bias is held and router.load.sum() == 0
+        balancer.step()  # nothing was counted since: nothing moves
+        return router.bias
+
+    balancing.parts_count_as_one(step, name)
+
+
+def test_the_chapters_quantile_is_the_librarys_within_its_bins():
+    scores, bias = torch.rand(4000, 7, dtype=WIDE), torch.rand(7, dtype=WIDE) / 4
+    theirs = quantile_rule(bias, margin_histogram(scores, bias, 3), 3, 0.7)
+    ours = chapter(8).quantile_rule(bias, scores, 3, 0.7)
+    assert (ours - theirs).abs().max() < 2 * (bias.max() - bias.min() + 2) / 1000
+    assert (ours - bias).abs().max() > 0.05
+
+
+@BOTH
+def test_a_switch_loss(whose):
+    def library(probabilities, index):
+        return switch_loss(Routing(index, probabilities.gather(1, index), probabilities, probabilities))
+
+    balancing.equals_switch_loss(library if whose == "library" else chapter(8).switch_loss)
+
+
+@BOTH
+def test_a_choice_with_a_bias_that_weighs_nothing(whose):
+    def library(logits, bias, top_k):
+        routing = route(logits, bias, top_k)
+        return routing.index, routing.gate
+
+    def ours(logits, bias, top_k):
+        return chapter(8).choose(logits.sigmoid(), bias, top_k)
+
+    choose = library if whose == "library" else ours
+    experts.chooses_the_largest(choose)
+    experts.gates_are_shares(choose)
+    experts.bias_only_chooses(choose)
+    experts.permuting_experts_permutes_the_routing(choose)
+
+
+def test_the_chapters_floor_is_the_librarys():
+    for case in ((62, 6, 512), (16, 2, 64), (8, 8, 100)):
+        assert chapter(8).noise_floor(*case) == pytest.approx(noise_floor(*case))
