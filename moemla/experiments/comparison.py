@@ -171,7 +171,7 @@ class Comparison:
 
     def contrasts(self, results: Iterable[Result]) -> dict[str, Contrast]:
         """The registered comparisons whose arms all came through, over the seeds that their arms share."""
-        arms, found = self.measured(results), {}
+        arms, out = self.measured(results), {}
         for asked in self.asked:
             if not all(name in arms and all("nats_per_token" in run.measures for run in arms[name])
                        for name in asked.weights):  # fmt: skip
@@ -180,8 +180,8 @@ class Comparison:
             seeds = sorted(set.intersection(*(set(one) for one in losses)))
             if len(seeds) > 1:
                 groups = [[one[seed] for seed in seeds] for one in losses]
-                found[asked.name] = contrast(groups, asked.weights.values())
-        return found
+                out[asked.name] = contrast(groups, asked.weights.values())
+        return out
 
     def at_common_rates(self, results: Iterable[Result]) -> dict[str, dict[float, float]]:
         """The registered comparisons of seed 0 with all arms at one rate, as the paper compares: no interval."""
@@ -210,13 +210,13 @@ class Comparison:
         head = f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
         out = [head + f"{'bits/byte':>10}{'cpu s':>7}  load CV in a batch, a sequence"]
         out += [_row(name, runs) for name, runs in self.measured(results).items()]
-        found = self.contrasts(results)
-        corrected = holm({name: one.welch.p for name, one in found.items()})
-        if found:
+        seen = self.contrasts(results)
+        corrected = holm({name: one.welch.p for name, one in seen.items()})
+        if seen:
             out += ["", f"{'difference in nats':44}{'Welch, 95 %':22}{'paired':>9}{'corr.':>7}{'p Holm':>9}"]
         for asked in self.asked:
-            if asked.name in found:
-                out.append(_line(asked, found[asked.name], corrected[asked.name]))
+            if asked.name in seen:
+                out.append(_line(asked, seen[asked.name], corrected[asked.name]))
         common = self.at_common_rates(results)
         if common:
             out += ["", "seed 0, all arms at one rate (no interval):"]
@@ -242,9 +242,9 @@ def _row(name: str, runs: list[Result]) -> str:
     runs = [run.measures for run in runs if "nats_per_token" in run.measures]
 
     def mean(*path: str) -> float:
-        found = [reduce(lambda held, key: held.get(key, {}), path, run) for run in runs]
-        found = [value for value in found if value != {}]
-        return sum(found) / len(found) if found else math.nan
+        values = [reduce(lambda held, key: held.get(key, {}), path, run) for run in runs]
+        values = [value for value in values if value != {}]
+        return sum(values) / len(values) if values else math.nan
 
     said = f"{f'{sum(losses) / len(losses):.4f}{half}':22}{mean('bits_per_byte'):10.4f}{mean('cpu_seconds'):7.0f}"
     if "loads" in first:

@@ -66,14 +66,14 @@ def scales(cpu: Scale = CPU, pilot: tuple[str, ...] = (), **more: Scale) -> dict
     paper trains it.
     """
     smoke = dict(steps=6, rates=cpu.rates[:2], seeds=2, stories=300, scored=8, batch_size=2, seq_len=32, samples=1)
-    found = {"smoke": replace(cpu, sample_tokens=8, **smoke), "cpu": cpu}
+    made = {"smoke": replace(cpu, sample_tokens=8, **smoke), "cpu": cpu}
     if pilot:
-        found["pilot"] = replace(cpu, rates=(1e-2,), seeds=6, first_seed=100, only=pilot)
+        made["pilot"] = replace(cpu, rates=(1e-2,), seeds=6, first_seed=100, only=pilot)
     large = dict(precision="bf16", seq_len=512)
-    found["gpu"] = replace(cpu, size="S", steps=4000, batch_size=32, stories=200_000, **large)
+    made["gpu"] = replace(cpu, size="S", steps=4000, batch_size=32, stories=200_000, **large)
     paper = dict(size="M", steps=50_000, batch_size=128, optimizer="adamw", rates=(3e-4, 1e-3, 3e-3), dropout=0.1)
-    found["paper"] = replace(cpu, source="hub", tokenizer="gpt2", **paper, **large)
-    return found | more
+    made["paper"] = replace(cpu, source="hub", tokenizer="gpt2", **paper, **large)
+    return made | more
 
 
 def work(cell: Cell, size: Scale, text: Text, scratch: Path, progress=None) -> dict[str, Any]:

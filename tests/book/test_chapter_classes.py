@@ -22,8 +22,8 @@ from moemla import (
     Tokenizer,
     complexity,
 )
-from moemla.balancing import RULES as BALANCING
-from moemla.checks import CheckFailed, attention, equals_oracle, experts, model, rope, tokens, training
+from moemla.balancing import RULES as BALANCING, Balancer, noise_floor, quantile_rule
+from moemla.checks import CheckFailed, attention, balancing, equals_oracle, experts, model, rope, tokens, training
 from moemla.checks.chapters import ATTENTION, CHAPTERS, HYBRID, ROTATION, ROUTE, RULE, STEPS, lines_of, todo
 from moemla.checks.finding import Reader
 from moemla.checks.subjects import Attention, Choice, Function, Rotation
@@ -31,7 +31,7 @@ from moemla.generation import filter_logits
 from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
-from moemla.routing import route
+from moemla.routing import Router, margin_histogram, route
 from moemla.stories import stories
 from tools.book import plan
 from tools.chapter_code import load_definitions
@@ -106,6 +106,10 @@ PARTS = {
         *(f"DecoupledAttention with a cache{how}" for how in ABSORBED),
     },
     6: {"route", "one_by_one", "by_expert", "masked", "by_blocks", "MixtureOfExperts"},
+    8: {
+        *("sign_rule", "proportional_rule", "algorithm_1", "equation_4", "quantile_rule"),
+        *("Balancer", "switch_loss", "route"),
+    },
 }
 
 
@@ -444,3 +448,55 @@ def test_the_chapters_wrong_router_is_caught_by_whose_gate_it_is():
     for check in (experts.gates_are_shares, experts.permuting_experts_permutes_the_routing):
         with pytest.raises(CheckFailed):
             check(wrong)
+
+
+# ---- chapter 8
+
+
+@BOTH
+@pytest.mark.parametrize("name", ("sign", "proportional", "algorithm-1", "equation-4"))
+def test_a_balancer_takes_the_passes_of_a_step_as_one(whose, name):
+    kind = Balancer if whose == "library" else chapter(8).Balancer
+
+    def step(bias, parts, top_k, rate):
+        router = Router(d_model=4, n_experts=len(bias), top_k=top_k, dtype=WIDE)
+        balancer = kind(router, rule=name, rate=rate)
+        router.bias.copy_(bias)
+        for counts in parts:
+            router.load += counts
+        held = router.bias  # what a checkpoint holds on to
+        balancer.step()
+        assert router.bias is held and router.load.sum() == 0
+        balancer.step()  # nothing was counted since: nothing moves
+        return router.bias
+
+    balancing.parts_count_as_one(step, name)
+
+
+def test_the_chapters_quantile_is_the_librarys_within_its_bins():
+    scores, bias = torch.rand(4000, 7, dtype=WIDE), torch.rand(7, dtype=WIDE) / 4
+    theirs = quantile_rule(bias, margin_histogram(scores, bias, 3), 3, 0.7)
+    ours = chapter(8).quantile_rule(bias, scores, 3, 0.7)
+    assert (ours - theirs).abs().max() < 2 * (bias.max() - bias.min() + 2) / 1000
+    assert (ours - bias).abs().max() > 0.05
+
+
+@BOTH
+def test_a_choice_with_a_bias_that_weighs_nothing(whose):
+    def library(logits, bias, top_k):
+        routing = route(logits, bias, top_k)
+        return routing.index, routing.gate
+
+    def ours(logits, bias, top_k):
+        return chapter(8).choose(logits.sigmoid(), bias, top_k)
+
+    choose = library if whose == "library" else ours
+    experts.chooses_the_largest(choose)
+    experts.gates_are_shares(choose)
+    experts.bias_only_chooses(choose)
+    experts.permuting_experts_permutes_the_routing(choose)
+
+
+def test_the_chapters_floor_is_the_librarys():
+    for case in ((62, 6, 512), (16, 2, 64), (8, 8, 100)):
+        assert chapter(8).noise_floor(*case) == pytest.approx(noise_floor(*case))
