@@ -378,3 +378,11 @@ def finished(runs: Iterable[Result]) -> list[Result]:
     runs = list(runs)
     kept = {id(run) for tally in tallies(runs) if tally.complete for run in tally.done}
     return [run for run in runs if run.experiment not in NAMES or id(run) in kept]
+
+
+def complete(name: str, scale: str, folder: str | Path) -> list[Result]:
+    """An experiment's own runs where all of them are in `folder`, with those that its choice rests on; else none."""
+    of_others = getattr(find(name), "sweep_of", None) if name in NAMES else None
+    names = [name, *([of_others.NAME] if of_others else [])]
+    runs = [run for one in names for run in load(folder, one, scale, missing_ok=True)]
+    return [run for run in finished(runs) if run.experiment == name]

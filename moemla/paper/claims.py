@@ -17,10 +17,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from moemla import results
 from moemla.errors import MoemlaError
-from moemla.experiments.runner import finished
 from moemla.paper import arithmetic, recount
+from moemla.paper.measured import measured
 from moemla.paper.places import cells, is_place
 
 KINDS = ("arithmetic", "measured", "citation", "setting", "aside")
@@ -55,8 +54,8 @@ class Claim:
     `where` is a place ("Table 2, ROW, COLUMN", "section 3.1", "eq. 7", "Theorem 3.2", "Algorithm 1", "abstract") or
     several, joined by "with"; a cell of a table is the `where` of one claim. `printed` begins with the number as the
     paper has it. What is compared with it: `computed`, a function's name, called with the printed numbers of the
-    claims `of` (ID, or ID.sd for what stands after the ±) and the settings `given`; or `result`, a mean over files in
-    `results/` (experiment, scale, measure, and `where`, settings by their dotted names). `expect` replaces equality:
+    claims `of` (ID, or ID.sd for what stands after the ±) and the settings `given`; or `result`, what files in
+    `results/` say (see `measured.measured`). `expect` replaces equality:
     "< 0.1", "> 0", "= 0", or "= NAME" with a function's name, called with `expect_given`. `tolerance` replaces the
     rounding of the printed digits: "1 %" of the printed value, or a number in its unit; `because` is its reason.
     `reading` is an assumption that the paper does not state. `status` is given where nothing is compared: `not run`
@@ -215,7 +214,7 @@ def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
     only a run at the paper's own scale can contradict. A measured claim without a file in `folder` is `not run`.
     """
     if claim.result is not None:
-        value, detail = _measured(claim.result, folder)
+        value, detail = measured(claim.result, folder)
         if value is None:
             return Outcome(None, claim.printed, "not run", detail)
         expected, agrees = _compare(claim, value, value)
@@ -292,20 +291,6 @@ def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
         return text, low > target
     slack = 1e-9 * max(1.0, abs(target))  # a computed value that lies on the edge of the rounding
     return text, low - half - slack <= target <= high + half + slack
-
-
-def _measured(wanted: dict[str, Any], folder: str | Path) -> tuple[Number | None, str]:
-    """Mean of a measure over the results of a scale whose settings hold all of `where`, of finished experiments.
-
-    `where` has dotted names: {"tags.arm": "mla-rope", "train.lr": 0.01}.
-    """
-    experiment, scale, measure = wanted["experiment"], wanted["scale"], wanted["measure"]
-    stored = results.load(folder, experiment, scale, missing_ok=True)
-    runs = [run for run in finished(stored) if measure in run.measures and run.holds(wanted.get("where", {}))]
-    if not runs:
-        return None, "not finished yet" if stored else "not measured yet"
-    values = [run.measures[measure] for run in results.comparable(*runs, differ_in={"seed"})]
-    return math.fsum(values) / len(values), f"mean of {len(values)} runs of {experiment} at scale {scale}"
 
 
 # The command `moemla claims`.

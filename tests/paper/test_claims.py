@@ -9,12 +9,13 @@ import pytest
 from scipy import stats
 
 from moemla.errors import MoemlaError
-from moemla.experiments import ten_minutes
+from moemla.experiments import find, ten_minutes
 from moemla.experiments.runner import Text
 from moemla.paper import claims
 from moemla.paper.claims import Claim, ClaimError, evaluate, load_claims, printed_number, select
-from moemla.results import ResultError, write
-from tests.test_results import cell, result
+from moemla.paper.measured import measured
+from moemla.results import ResultError, of, write
+from tests.test_results import ORIGIN, cell, result
 
 LEDGER = {claim.id: claim for claim in load_claims()}
 
@@ -26,7 +27,7 @@ def outcome(name: str):
 def test_every_item_of_the_paper_stands_in_the_ledger():
     groups = {claim.partition("-")[0] for claim in LEDGER}
     assert {f"A{n}" for n in range(1, 37)} <= groups
-    assert all(re.fullmatch(r"[AST]\d+(-[A-Za-z0-9-]+)?", name) for name in LEDGER)
+    assert all(re.fullmatch(r"[ASTM]\d+(-[A-Za-z0-9-]+)?", name) for name in LEDGER)
 
 
 def test_every_cell_of_the_tables_has_one_row():
@@ -308,6 +309,51 @@ def test_an_unfinished_experiment_is_not_run(tmp_path, monkeypatch):
     assert (found.status, found.detail) == ("not run", "not finished yet")
     write(result(second, {"perplexity": 8.6}), tmp_path)
     assert evaluate(claim, tmp_path).computed == pytest.approx(8.55)
+
+
+def test_a_ratio_and_a_contrast_are_read_from_finished_experiments(tmp_path):
+    experiment = find("flops")
+    text = Text("builtin", "aa" * 32)
+    runs = []
+
+    def made(cells, losses, seconds):
+        for one in cells:
+            arm = one.tags["arm"]
+            held = dict(nats_per_token=losses[arm] + 0.01 * (one.train.seed % 2), cpu_seconds=seconds[arm])
+            runs.append(of(one, held | dict(loads=dict(batch=dict(cv=0.5))), ORIGIN))
+
+    losses = {"mha-rope": 1.0, "mla-rope": 1.1, "moe-mha-rope": 1.2, "moe-mla-rope": 1.0 + math.log(1.25)}
+    seconds = {"mha-rope": 100, "mla-rope": 100, "moe-mha-rope": 100, "moe-mla-rope": 130}
+    made(experiment.cells("cpu", text), losses, seconds)
+    made(experiment.measure("cpu", text, experiment.choose(runs)), losses, seconds)
+    gain = {"experiment": "flops", "scale": "cpu", "contrast": "moe-mla-rope - mha-rope"}
+    arms = dict(where={"tags.arm": "moe-mla-rope"}, over={"tags.arm": "mha-rope"})
+    longer = {"experiment": "flops", "scale": "cpu", "measure": "cpu_seconds", **arms}
+    for run in runs[:-1]:
+        write(run, tmp_path)
+    assert measured(gain, tmp_path) == measured(longer, tmp_path) == (None, "not finished yet")
+    write(runs[-1], tmp_path)
+    value, detail = measured(gain, tmp_path)
+    assert value == pytest.approx(25.0) and detail.startswith("moe-mla-rope - mha-rope: +0.2231 ± 0.0")
+    assert measured(longer, tmp_path)[0] == pytest.approx(30.0)
+    cv = {"experiment": "flops", "scale": "cpu", "measure": "loads.batch.cv", "where": {"train.seed": 11}}
+    with pytest.raises(ResultError, match="no runs of one kind"):
+        measured(cv, tmp_path)  # arms in one mean
+    assert measured(cv | {"where": {"tags.arm": "mla-rope", "train.seed": 11}}, tmp_path)[0] == 0.5
+    assert measured(gain | {"contrast": "none of these"}, tmp_path)[0] is None
+
+
+def test_every_claim_of_an_experiment_names_what_it_has():
+    """A comparison that is registered, an arm, a measure that its runs hold: or the row would stay empty for ever."""
+    wanted = [claim for claim in LEDGER.values() if claim.result]
+    assert len(wanted) >= 8
+    for claim in wanted:
+        experiment = find(claim.result["experiment"])
+        arms = {arm.name for arm in experiment.arms(experiment.SCALES[claim.result["scale"]])}
+        for side in ("where", "over"):
+            assert claim.result.get(side, {}).get("tags.arm", next(iter(arms))) in arms
+        if name := claim.result.get("contrast"):
+            assert name in {asked.name for asked in experiment.asked}, claim.id
 
 
 # The rules of the ledger.
