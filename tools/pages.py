@@ -251,13 +251,15 @@ def reproduce_page() -> str:
 def progress_page() -> str:
     """How many runs of each experiment there are. Chapters speak of complete ones only."""
     from moemla import results
-    from moemla.experiments import NAMES
-    from moemla.experiments.runner import tallies
+    from moemla.experiments import NAMES, QUEUE, find
+    from moemla.experiments.runner import Text, planned, tallies
 
     out = ["# What is measured and what is running", ""]
     out += [
         "An experiment is a set of runs that is fixed before the first of them. Chapters show it when all are",
         "there; until then this page, which `make notebooks` writes, counts them.",
+        "Those with a link were [registered](registrations.md), with predictions, before their first run. A pilot only",
+        "measures how far seeds lie apart.",
         "",
         "| experiment | scale | text | runs |",
         "|---|---|---|---:|",
@@ -265,11 +267,29 @@ def progress_page() -> str:
     found = [tally for tally in tallies(results.load(facts.RESULTS, missing_ok=True)) if tally.scale != "smoke"]
     for name in NAMES:
         rows = [tally for tally in found if tally.experiment == name]
+        linked = f"[{name}](#registration-{name})" if name in QUEUE else name
         for tally in rows:
             text = "built-in stories" if tally.text.source == "builtin" else f"files, `{tally.text.data[:6]}`"
-            out.append(f"| {name} | {tally.scale} | {text} | {len(tally.done)} of {tally.total} |")
-        if not rows:
-            out.append(f"| {name} | | | none yet |")
+            out.append(f"| {linked} | {tally.scale} | {text} | {len(tally.done)} of {tally.total} |")
+        if not any(tally.scale == "cpu" for tally in rows):
+            out.append(f"| {linked} | cpu | | 0 of {len(planned(find(name), 'cpu', Text('builtin', '0' * 64)))} |")
+    return "\n".join(out) + "\n"
+
+
+def registrations_page() -> str:
+    """What each registered experiment asks and expects, as it was committed before its first run."""
+    from moemla.experiments import QUEUE
+
+    out = ["# Registrations", ""]
+    out += [
+        "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first run",
+        "of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are; the log judges",
+        "the predictions when they are there.",
+    ]
+    for name in QUEUE:
+        text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
+        body = text.split("\n", 1)[1].replace("\n## ", "\n### ").strip()
+        out += ["", f"(registration-{name})=", f"## {name}", "", body]
     return "\n".join(out) + "\n"
 
 
@@ -309,6 +329,7 @@ PAGES = {
     "timings": timings_page,
     "reproduce": reproduce_page,
     "progress": progress_page,
+    "registrations": registrations_page,
     "ledger": ledger_page,
 }
 UNCHECKED = ("progress",)  # may lag behind the runs, whose end must fail no test
