@@ -381,3 +381,42 @@ def test_agreement_of_built_in_stories(tokenizer):
     assert set(found) == {*kinds, "all"}
     total = sum(found[kind] * count for kind, count in kinds.items())
     assert found["all"] == pytest.approx(total / sum(kinds.values()))
+
+
+# ---- loads in windows
+
+
+def test_loads_over_a_batch_and_within_a_sequence_by_hand():
+    """Each window counted from what the routers chose, one window after another."""
+    model = LanguageModel(micro(n_layers=2)).train()
+    config = model.config
+    tokens = torch.randint(0, config.vocab_size, (6, 16))
+    profile = evaluation.load_profile(model, tokens, rows=3)
+    assert model.training  # left as it was
+    model.eval()
+    alone = []  # (window, layer, expert)
+    with torch.no_grad():
+        for window in tokens:
+            model(window[None])
+            alone.append(torch.stack([routing.counts for routing in model.routing()]))
+    alone = torch.stack(alone)
+    batches = torch.stack([alone[:3].sum(0), alone[3:].sum(0)])
+    assert profile["counts"] == alone.sum(0).tolist()
+    for name, counts, size in (("batch", batches, 48), ("sequence", alone, 16)):
+        each = [layer for window in counts for layer in window]
+        wanted = dict(
+            tokens=size,
+            cv=sum(map(evaluation.coefficient_of_variation, each)) / len(each),
+            max_violation=sum(map(evaluation.max_violation, each)) / len(each),
+            cv_floor=evaluation.noise_floor(config.n_experts, config.top_k, size),
+        )
+        assert profile[name] == pytest.approx(wanted)
+
+
+def test_an_odd_batch_at_the_end_is_no_window_of_its_own():
+    model = LanguageModel(micro()).eval()
+    tokens = torch.randint(0, model.config.vocab_size, (5, 8))
+    whole, cut = (evaluation.load_profile(model, rows, rows=2) for rows in (tokens, tokens[:4]))
+    assert whole["batch"] == cut["batch"] and whole["sequence"] != cut["sequence"]
+    few = evaluation.load_profile(model, tokens[:1], rows=2)
+    assert few["batch"]["tokens"] == 8 and few["batch"]["cv"] == pytest.approx(few["sequence"]["cv"])

@@ -282,9 +282,9 @@ def registrations_page() -> str:
 
     out = ["# Registrations", ""]
     out += [
-        "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first run",
-        "of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are; the log judges",
-        "the predictions when they are there.",
+        "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
+        "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are; the",
+        "log judges the predictions when they are there.",
     ]
     for name in QUEUE:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
