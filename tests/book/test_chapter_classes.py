@@ -105,6 +105,7 @@ PARTS = {
         "DecoupledAttention",
         *(f"DecoupledAttention with a cache{how}" for how in ABSORBED),
     },
+    7: {"MixtureOfExperts", "shared"},
 }
 
 
