@@ -110,6 +110,7 @@ PARTS = {
         *("sign_rule", "proportional_rule", "algorithm_1", "equation_4", "quantile_rule"),
         *("Balancer", "switch_loss", "route"),
     },
+    7: {"MixtureOfExperts", "shared"},
 }
 
 
