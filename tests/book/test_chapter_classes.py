@@ -501,3 +501,58 @@ def test_a_choice_with_a_bias_that_weighs_nothing(whose):
 def test_the_chapters_floor_is_the_librarys():
     for case in ((62, 6, 512), (16, 2, 64), (8, 8, 100)):
         assert chapter(8).noise_floor(*case) == pytest.approx(noise_floor(*case))
+
+
+# ---- chapter 9
+
+
+def whole_model(whose, **changes):
+    torch.manual_seed(0)
+    small = dict(n_layers=3, d_model=32, n_experts=7, n_shared=2, top_k=3, d_expert=8, routed_scale=2.0)
+    config = ModelConfig.preset("tiny", vocab_size=VOCAB, max_seq_len=16, **small | changes)
+    return moemla.LanguageModel(config) if whose == "library" else chapter(9).LanguageModel(config)
+
+
+@BOTH
+def test_the_whole_model_is_causal_and_writes_the_same_with_a_cache(whose):
+    lm = whole_model(whose).double()
+
+    def start(rows, max_len):
+        held = lm.new_cache(rows, max_len)
+        return partial(lm, cache=held), held
+
+    model.tokens_causal(lm, VOCAB)
+    model.tokens_in_steps(lm, start, VOCAB)
+    config = lm.config
+    assert lm.new_cache(1, 8).bytes_per_token() == complexity.cache_bytes_per_token(config, 8)
+    assert chapter(9).cache_bytes(config, 8) == complexity.cache_bytes_per_token(config, 8)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(latent_dim=12, n_shared=0, top_k=1), dict(d_expert=24, n_heads=2)])
+def test_the_chapters_whole_model_equals_the_librarys(changes):
+    ours, theirs = (whole_model(whose, **changes).double() for whose in ("chapter", "library"))
+    with torch.no_grad():
+        for weight in theirs.parameters():  # fresh norms are all alike, and hide which of them is read
+            weight += 0.1 * torch.randn_like(weight)
+    equals_oracle(ours, theirs, 32, vocab_size=VOCAB)
+
+
+@BOTH
+def test_the_whole_model_begins_as_it_is_counted(whose):
+    lm = whole_model(whose)
+    counted = complexity.parameters(lm.config)
+    assert sum(p.numel() for p in lm.parameters()) == counted.total
+    loss = torch.nn.functional.cross_entropy(lm(torch.randint(VOCAB, (8, 13))).mT, torch.randint(VOCAB, (8, 13)))
+    assert abs(loss.item() - np.log(VOCAB)) < 0.05
+    small = 0.02 / (2 * 3) ** 0.5
+    writers = [p for n, p in lm.named_parameters() if n.endswith(("out_proj.weight", "shared.down.weight", "w_out"))]
+    assert len(writers) == 9 and all(abs(p.std().item() / small - 1) < 0.15 for p in writers)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(latent_dim=12, n_shared=0), dict(n_experts=9, top_k=9)])
+def test_the_chapters_counts_are_the_librarys(changes):
+    config = ModelConfig.preset("tiny", **changes)
+    one, two = (complexity.parameters(ModelConfig.preset("tiny", n_layers=n, **changes)) for n in (1, 2))
+    assert chapter(9).block_parameters(config) == two.total - one.total
+    assert chapter(9).block_parameters(config, config.top_k) == two.active - one.active
+    assert chapter(9).expert_width(config, complexity.parameters(config).total) == config.d_expert
