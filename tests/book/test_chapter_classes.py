@@ -477,7 +477,7 @@ def test_a_balancer_takes_the_passes_of_a_step_as_one(whose, name):
 def test_the_chapters_quantile_is_the_librarys_within_its_bins():
     scores, bias = torch.rand(4000, 7, dtype=WIDE), torch.rand(7, dtype=WIDE) / 4
     theirs = quantile_rule(bias, margin_histogram(scores, bias, 3), 3, 0.7)
-    ours = chapter(8).quantile_rule(bias, scores, 3, 0.7)
+    ours = chapter(8).quantile_of_scores(bias, scores, 3, 0.7)
     assert (ours - theirs).abs().max() < 2 * (bias.max() - bias.min() + 2) / 1000
     assert (ours - bias).abs().max() > 0.05
 
@@ -489,7 +489,7 @@ def test_a_choice_with_a_bias_that_weighs_nothing(whose):
         return routing.index, routing.gate
 
     def ours(logits, bias, top_k):
-        return chapter(8).choose(logits.sigmoid(), bias, top_k)
+        return chapter(8).route(logits, bias, top_k)
 
     choose = library if whose == "library" else ours
     experts.chooses_the_largest(choose)
