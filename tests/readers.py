@@ -261,6 +261,75 @@ def switch_loss(probabilities, index):
 """
 )
 
+SEQUENTIAL = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def shared(x, w_in, w_out):
+    # (N, D), (S, D, F), (S, F, D) -> (N, D)
+    first = w_in.permute(1, 0, 2).flatten(1)  # (D, S F)
+    return F.gelu(x @ first) @ w_out.flatten(0, 1)
+
+
+class Router(nn.Module):
+    def __init__(self, d_model, n_experts, top_k):
+        super().__init__()
+        self.top_k = top_k
+        self.weight = nn.Parameter(torch.empty(n_experts, d_model))
+        nn.init.normal_(self.weight, std=0.02)
+        self.register_buffer("bias", torch.zeros(n_experts))
+
+    def forward(self, x):
+        scores = (x @ self.weight.T).sigmoid()
+        index = (scores + self.bias).detach().topk(self.top_k).indices
+        gate = scores.gather(-1, index)
+        return index, gate / gate.sum(-1, keepdim=True)
+
+
+class Experts(nn.Module):
+    def __init__(self, d_model, n_experts, d_expert):
+        super().__init__()
+        self.w_in = nn.Parameter(torch.empty(n_experts, d_model, d_expert))
+        self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model))
+        for w in (self.w_in, self.w_out):
+            nn.init.normal_(w, std=0.02)
+
+    def forward(self, x, index, gate):
+        out = torch.zeros_like(x)
+        pairs = zip(self.w_in.unbind(), self.w_out.unbind())
+        for e, (a, b) in enumerate(pairs):
+            token, slot = (index == e).nonzero(as_tuple=True)
+            y = F.gelu(x[token] @ a) @ b
+            out = out.index_add(0, token, y * gate[token, slot, None])
+        return out
+
+
+class MixtureOfExperts(nn.Module):
+    def __init__(self, *, d_model, n_experts, top_k, d_expert, n_shared=0):
+        super().__init__()
+        self.router = Router(d_model, n_experts, top_k)
+        self.experts = Experts(d_model, n_experts, d_expert)
+        self.shared = None
+        if n_shared:
+            self.shared = nn.Sequential(
+                nn.Linear(d_model, n_shared * d_expert, bias=False),
+                nn.GELU(),
+                nn.Linear(n_shared * d_expert, d_model, bias=False),
+            )
+
+    def forward(self, x, valid=None):
+        flat = x.flatten(0, 1)
+        index, gate = self.router(flat)
+        if valid is not None:
+            gate = gate * valid.flatten()[:, None]
+        out = self.experts(flat, index, gate)
+        if self.shared is not None:
+            out = out + self.shared(flat)
+        return out.view_as(x)
+"""  # chapter 7 once more: shared experts as one nn.Sequential, and padding
+
 FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT}
 
 UNITS = "outputs equal the library's"
@@ -534,6 +603,15 @@ WRONG = [
         "Balancer: the parts of a step",
         "two more parts",
     ),
+    (
+        8,
+        "another bias in its place",
+        "router.bias.copy_(update(router.bias, router.load, router.top_k, self.rate))",
+        "router.bias = update(router.bias, router.load, router.top_k, self.rate)",
+        "Balancer: the bias is moved in place",
+        "another tensor",
+    ),
+    (8, "counts are kept", "            router.load.zero_()\n", "", "Balancer: counts are forgotten", "still counted"),
     (8, "the loss counts k times", " / index.shape[1]\n", "\n", "switch_loss: equals", "top 2"),
     (
         8,

@@ -10,7 +10,7 @@ import torch
 
 from moemla.balancing import RULES, coefficient_of_variation, noise_floor, switch_loss
 from moemla.checks.compare import check, normal, require, same, same_with_gradients
-from moemla.routing import Routing, margin_histogram, route
+from moemla.routing import Router, Routing, margin_histogram, route
 
 LOADS = (([2, 0], 1), ([4, 4, 4], 2), ([8, 0, 0, 8], 2), ([10, 0, 2, 4], 2), ([0, 0, 21, 0, 3, 1, 5], 3))  # counts, k
 
@@ -72,6 +72,39 @@ def parts_count_as_one(step: Callable, name: str = "sign", rate: float = 0.1) ->
         parts = [counts, counts.roll(1), 3 * counts.flip(0)]
         wanted = RULES[name](bias, sum(parts), top_k, rate)
         same(step(bias, parts, top_k, rate), wanted, f"{said}, and two more parts of a step: next bias")
+
+
+@check
+def moves_in_place(balancer_of: Callable) -> None:
+    """balancer_of(router).step() writes into the bias that is there: a checkpoint, or another rank, holds on to it."""
+    for router, balancer, counts, said in _counted(balancer_of):
+        held, before = router.bias, router.bias.clone()
+        balancer.step()
+        require(router.bias is held, f"{said}: router.bias is another tensor after the step")
+        even = counts.min() == counts.max()
+        require(even or not torch.equal(held, before), f"{said}: the bias has not moved")
+
+
+@check
+def forgets_the_counts(balancer_of: Callable) -> None:
+    """After a step the router's counts are zero, and a step without tokens moves nothing."""
+    for router, balancer, _, said in _counted(balancer_of):
+        balancer.step()
+        left = int(router.load.sum())
+        require(not left, f"{said}: {left} of the slots are still counted after the step")
+        before = router.bias.clone()
+        balancer.step()
+        same(router.bias, before, f"{said}, then a step without tokens: bias")
+
+
+def _counted(balancer_of: Callable):
+    """(a router that has counted, its balancer, the counts, the same in words) of each case."""
+    for counts, top_k, bias, said in _loads():
+        router = Router(d_model=2, n_experts=len(bias), top_k=top_k, dtype=torch.float64)
+        balancer = balancer_of(router)
+        router.bias.copy_(bias)
+        router.load += counts
+        yield router, balancer, counts, said
 
 
 @check

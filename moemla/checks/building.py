@@ -15,7 +15,7 @@ from moemla.balancing import switch_loss
 from moemla.cache import Cache
 from moemla.checks.compare import require
 from moemla.checks.finding import Match, Missing, Reader, Wanted, roles_of
-from moemla.checks.subjects import Attention, Choice, Function, Mixture, Rotation
+from moemla.checks.subjects import Attention, Balancing, Choice, Function, Mixture, Rotation
 from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding
 from moemla.routing import Router, Routing
@@ -250,7 +250,7 @@ def rules(key: str, reader: Reader) -> list[Function]:
     return [Function(match.name, call, key)]
 
 
-def balancers(reader: Reader) -> list[Function]:
+def balancers(reader: Reader) -> list[Balancing]:
     """A Balancer as the library's: Balancer(model, rule, rate), then step() after the loads of all parts."""
     match = reader.find(BALANCER)
     if not hasattr(match.thing, "step"):
@@ -265,7 +265,10 @@ def balancers(reader: Reader) -> list[Function]:
         balancer.step()
         return router.bias
 
-    return [Function(match.name, step)]
+    def make(router: Router) -> object:
+        return match.call(model=router, rule="sign", rate=0.1)
+
+    return [Balancing(match.name, step, make)]
 
 
 def switch_losses(reader: Reader) -> list[Function]:

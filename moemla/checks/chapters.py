@@ -134,11 +134,7 @@ DISPATCH = (
 MIXTURE = (
     *EQUAL,
     Line("each token is seen alone", lambda s: model.tokens_apart(s.filled(), s.width)),
-    Line(
-        "padding changes nothing",
-        lambda s: experts.padding_changes_nothing(s.filled(), s.width, shared=s.shared),
-        needs("padded", "it takes no valid"),
-    ),
+    Line("padding changes nothing", lambda s: s.padding(), needs("padded", "it takes no valid")),
     Line("without shared experts it is chapter 6's", lambda s: s.equals("outputs", n_shared=0), only("shared", True)),
     *TIME,
 )
@@ -157,7 +153,11 @@ RULE = (
         is_not("equation-4", "none"),  # eq. 4 never does
     ),
 )
-PARTS = (Line("the parts of a step count as one", lambda s: balancing.parts_count_as_one(s.call)),)
+PARTS = (
+    Line("the parts of a step count as one", lambda s: balancing.parts_count_as_one(s.call)),
+    Line("the bias is moved in place", lambda s: balancing.moves_in_place(s.make)),
+    Line("counts are forgotten after a step", lambda s: balancing.forgets_the_counts(s.make)),
+)
 SWITCH = (Line("equals the library's, gradients too", lambda s: balancing.equals_switch_loss(s.call)),)
 SHARED = (Line("equals one wide layer", lambda s: experts.shared_equal_one_layer(s.call)),)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moemla.checks.compare import CheckFailed, Weights, copy_weights, equals_oracle, normal, time_ratio
-from moemla.checks.experts import gates_are_shares
+from moemla.checks.experts import gates_are_shares, padding_changes_nothing
 from moemla.checks.weights import fit_weights, matched_by_shape
 
 LOUD = 0.2  # standard deviation of weights: as the library draws experts, a wrong one would hardly show
@@ -62,12 +62,12 @@ class Layer:
             raise CheckFailed(f"{failed}; weights by shape: {by_shape}" if by_shape else str(failed)) from None
         return {"weights by shape": by_shape} if by_shape and only == "outputs" else {}
 
-    def filled(self) -> nn.Module:
+    def filled(self, **changes) -> nn.Module:
         """A layer with the oracle's weights; with its own where there is none, or they do not fit."""
         try:
-            layer, theirs, weights = self.pair()
+            layer, theirs, weights = self.pair(**changes)
         except (CheckFailed, IndexError):  # the lines of outputs and gradients say why
-            return self.make(**self.sizes)
+            return self.make(**self.sizes | changes)
         copy_weights(layer, theirs, weights)
         return layer
 
@@ -110,6 +110,12 @@ class Mixture(Layer):
     padded: bool = False
     shared: bool = False
 
+    def padding(self) -> None:
+        """Padding changes nothing; without shared experts, which answer to it, its output is zero too."""
+        padding_changes_nothing(self.filled(), self.width, shared=self.shared)
+        if self.shared:
+            padding_changes_nothing(self.filled(n_shared=0), self.width)
+
 
 @dataclass
 class Rotation:
@@ -142,6 +148,15 @@ class Function:
     name: str
     call: Callable
     key: str = ""
+
+
+@dataclass
+class Balancing:
+    """A balancer: call(bias, parts, top_k, rate) gives the bias after a step; make(router) one for the sign rule."""
+
+    name: str
+    call: Callable
+    make: Callable
 
 
 def _loud(oracle: nn.Module) -> nn.Module:

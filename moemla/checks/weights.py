@@ -26,7 +26,7 @@ def fit_weights(layer: nn.Module, oracle: nn.Module) -> Weights:
         require(shape == right, f"{name} {shape}: the library's is {right}")
     weights: Weights = {name: (name, _itself) for name in ours if name in theirs}
     free = {name: weight for name, weight in theirs.items() if name not in weights}
-    lists = _lists([name for name in ours if name not in weights])
+    lists = _lists({name: tuple(weight.shape) for name, weight in ours.items() if name not in weights})
     linear = {f"{name}.weight" for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
     while lists:
         candidates = {
@@ -58,12 +58,22 @@ def _itself(weight: Tensor) -> Tensor:
     return weight
 
 
-def _lists(names: list[str]) -> dict[str, list[str]]:
-    """Names that differ in a number alone, in the order of the layer."""
-    lists: dict[str, list[str]] = {}
-    for name in names:
-        lists.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
-    return lists
+def _lists(shapes: dict[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Names of one shape that differ in a number alone, in the order of the layer, by that name with stars.
+
+    In an `nn.Sequential` numbers tell layers of other shapes apart: a name that is alone with its shape stands whole.
+    """
+    lists: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name, shape in shapes.items():
+        lists.setdefault((re.sub(r"\b\d+\b", "*", name), shape), []).append(name)
+    several = [template for template, _ in lists]
+
+    def called(template: str, shape: tuple[int, ...], names: list[str]) -> str:
+        if len(names) == 1:
+            return names[0]
+        return template if several.count(template) == 1 else f"{template} of {shape}"
+
+    return {called(*key, names): names for key, names in lists.items()}
 
 
 def _candidates(ours: list[Tensor], free: dict[str, Tensor], linear: bool) -> list[tuple[str, list[View]]]:
@@ -120,7 +130,7 @@ def _listed(weights: dict[str, Tensor]) -> str:
 def _unclear(layer: nn.Module, lists: dict, candidates: dict, free: dict[str, Tensor]) -> str:
     """What cannot be told apart, the first of it."""
     ours = dict(layer.named_parameters())
-    template = next(iter(lists))
+    template = next((name for name in lists if not candidates[name]), next(iter(lists)))
     which = " or ".join(name for name, _ in candidates[template])
     said = f"{template} {_shape(ours[lists[template][0]])}"
     if which:

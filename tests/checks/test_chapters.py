@@ -9,7 +9,7 @@ import torch
 from moemla.checks.chapters import CHAPTERS, looked_for, todo
 from moemla.checks.compare import CheckFailed
 from moemla.checks.finding import Reader
-from tests.readers import FILES, WRONG, wrong_file
+from tests.readers import FILES, SEQUENTIAL, WRONG, wrong_file
 
 
 @pytest.fixture(autouse=True)
@@ -169,3 +169,31 @@ def test_what_is_looked_for_can_be_printed():
     for number in CHAPTERS:
         shown = looked_for(number)
         assert any(shown.values()) and all(re.match(r"(class|def) \w+\([\w, \[\]]+\)", text) for text in shown)
+
+
+def test_numbers_of_a_sequential_are_no_experts_of_a_list():
+    """One wide layer as it is mostly written, nn.Sequential(Linear, GELU, Linear), and a list of such."""
+    assert [label for label, text in lines(7, SEQUENTIAL).items() if isinstance(text, str)] == []
+    wide = """nn.Sequential(
+                nn.Linear(d_model, n_shared * d_expert, bias=False),
+                nn.GELU(),
+                nn.Linear(n_shared * d_expert, d_model, bias=False),
+            )"""
+    narrow = """nn.ModuleList(
+                nn.Sequential(
+                    nn.Linear(d_model, d_expert, bias=False),
+                    nn.GELU(),
+                    nn.Linear(d_expert, d_model, bias=False),
+                )
+                for _ in range(n_shared)
+            )"""
+    several = SEQUENTIAL.replace(wide, narrow).replace("self.shared(flat)", "sum(one(flat) for one in self.shared)")
+    assert several.count("ModuleList") == 1
+    assert [label for label, text in lines(7, several).items() if isinstance(text, str)] == []
+
+
+def test_padding_is_tried_without_shared_experts_too():
+    """With them something is answered at padding, whether routed experts were taken there or not."""
+    blind = SEQUENTIAL.replace("gate = gate * valid.flatten()[:, None]", "pass")
+    wrong = {label: text for label, text in lines(7, blind).items() if isinstance(text, str)}
+    assert list(wrong) == ["MixtureOfExperts: padding changes nothing"] and "output at padding" in wrong.popitem()[1]

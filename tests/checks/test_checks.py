@@ -449,8 +449,44 @@ def right():
     for rule in (sign_rule, proportional_rule, algorithm_1):
         yield of(balancing.balances, rule, 0.02)
     yield of(balancing.parts_count_as_one, step_of_a_balancer)
+    yield of(balancing.moves_in_place, signed)
+    yield of(balancing.forgets_the_counts, signed)
     yield of(balancing.balances, quantile_rule, 0.5, "quantile")
     yield of(balancing.equals_switch_loss, switch)
+
+
+def signed(router):
+    return Balancer(router, "sign", 0.1)
+
+
+class _Wrong:
+    """A balancer of one router that makes one mistake."""
+
+    def __init__(self, router, step):
+        self.step = partial(step, router)
+
+
+def replacing_the_bias(router):
+    def step(router):
+        router.bias = sign_rule(router.bias, router.load, router.top_k, 0.1)
+
+    return _Wrong(router, step)
+
+
+def idle(router):
+    return _Wrong(router, lambda router: router.load.zero_())
+
+
+def remembering(router):
+    return _Wrong(router, lambda router: router.bias.copy_(sign_rule(router.bias, router.load, router.top_k, 0.1)))
+
+
+def drifting(router):
+    def step(router):
+        router.bias.add_(torch.arange(len(router.bias)) / 10)
+        router.load.zero_()
+
+    return _Wrong(router, step)
 
 
 def wrong():
@@ -596,6 +632,10 @@ def wrong():
         step_for_each_part,
         said=r"counts \[8, 0, 0, 8\].*two more parts of a step: next bias",
     )
+    yield of(balancing.moves_in_place, replacing_the_bias, said=r"counts \[2, 0\].*another tensor after the step")
+    yield of(balancing.moves_in_place, idle, said=r"counts \[2, 0\].*the bias has not moved")
+    yield of(balancing.forgets_the_counts, remembering, said=r"counts \[2, 0\].*2 of the slots are still counted")
+    yield of(balancing.forgets_the_counts, drifting, said=r"counts \[2, 0\].*a step without tokens: bias")
     yield of(balancing.balances, equation_4, 0.02, said="8 experts, top 2, rate 0.02: CV")
     yield of(balancing.balances, up_for_the_loaded, 0.02, said="8 experts, top 2, rate 0.02: CV")
     yield of(balancing.equals_switch_loss, switch_times_k, said="loss of probabilities .1, 3., top 2")
