@@ -439,8 +439,8 @@ def test_one_token_at_a_time_is_what_the_forms_equal():
 
 def test_backward_of_the_chapters_loop_writes_no_stack_for_each_expert():
     code = chapter(6)
-    wide, narrow = (code.written(torch.unbind, e) for e in (64, 32))
-    assert wide < 2 * narrow < 0.3 * code.written(code.picked, 64)
+    wide, narrow = (code.written(code.by_expert, e) for e in (64, 32))
+    assert wide < 2 * narrow < 0.3 * code.written(code.by_expert, 64, take=code.picked)
 
 
 def test_the_chapters_wrong_router_is_caught_by_whose_gate_it_is():
