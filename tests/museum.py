@@ -528,7 +528,7 @@ moemla/experiments/runner.py
 
 another-cells-result
 A result is found by its name alone: a cell of another length or warm-up is given it.
--             same(shelf[cell.name], cell.settings, path_of(cell, folder))
+-                 same(shelf[place(cell)], cell.settings, path_of(cell, folder))
 tests/experiments/test_runner.py -k 'other_settings'
 
 unfinished-runs-shown
