@@ -34,7 +34,7 @@ class Report:
         """One line, at once; in a copy of this process (the file called fork) the end of it."""
         if os.getpid() != self.owner:
             os._exit(0)
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
 
 
