@@ -431,7 +431,7 @@ def test_a_run_holds_safetensors_and_json_only(tmp_path, data, no_measuring):
 
 def rewrite(folder: Path, change, name: str = "model.safetensors") -> None:
     """The tensors of a file after `change`; the checkpoint's checksums go, as in one from before there were any."""
-    tensors = safetensors.torch.safetensors.torch.load_file(folder / name)
+    tensors = safetensors.torch.load_file(folder / name)
     change(tensors)
     safetensors.torch.save_file(tensors, folder / name)
     if (folder / "state.json").is_file():

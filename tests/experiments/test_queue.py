@@ -1,6 +1,5 @@
 """The queue: order, what is left, killed at any moment, and a choice that keeps nobody waiting."""
 
-import json
 import os
 import random
 import signal
@@ -17,8 +16,7 @@ import pytest
 from moemla import results
 from moemla.cli import main
 from moemla.experiments import QUEUE, find, queue, runner
-from moemla.experiments.comparison import Arm, Comparison, versus
-from moemla.experiments.one_run import CPU, Scale, scales
+from moemla.experiments.one_run import CPU
 from moemla.experiments.runner import Plan, Text, planned, work_off
 from moemla.results import ResultError, load, of, path_of, write
 from tests.runs import write_texts
@@ -152,30 +150,54 @@ def test_the_dry_run_prints_runs_minutes_and_hours(tmp_path, capsys, monkeypatch
     assert lines[-2].split()[0] == "all" and not list(tmp_path.iterdir())
 
 
+THOUSAND = """
+import json, sys, time
+from pathlib import Path
+
+from moemla.experiments.comparison import Arm, Comparison, versus
+from moemla.experiments.one_run import Scale, scales
+from moemla.experiments.runner import Inline, Plan, Text, work_off
+from moemla.results import load, of
+from tests.test_results import ORIGIN
+
+text, folder = Text("builtin", "0a" * 32), Path(sys.argv[1])
+names = tuple(f"arm{n}" for n in range(100))
+arms = [Arm(name, "mha-rope") for name in names]
+many = Comparison("flops", scales(Scale(seeds=6)), lambda size: arms, (versus(*names[:2]),))
+cells = [*many.cells("cpu", text), *many.measure("cpu", text, dict.fromkeys(names, 5e-3))]
+(folder / "flops" / "cpu").mkdir(parents=True)
+measures = dict(nats_per_token=1.0, parameters=1, active_parameters=1, flops_per_token=2_000_000)
+measures |= dict(curve=dict(tokens=list(range(60)), loss=[1.2345] * 60, load_cv=[0.1234] * 60))
+measures |= dict(loads=dict(counts=[[12345] * 62] * 4), samples=["word " * 160] * 20)
+for cell in cells:
+    run = of(cell, measures, ORIGIN)
+    (folder / "flops" / "cpu" / f"{run.name}.json").write_text(json.dumps(run.__dict__))
+
+
+def clocked(task):
+    begin = time.process_time()
+    assert len(task()) == 1000
+    return time.process_time() - begin
+
+
+def queue():
+    plan = Plan(many, "cpu", text, work=many.work)
+    with Inline() as pool:
+        work_off([plan], folder, pool, 1)
+    return plan.results()
+
+
+print(min(clocked(lambda: load(folder, "flops", "cpu")) for _ in range(5)), min(clocked(queue) for _ in range(3)))
+"""
+
+
 def test_a_queue_over_a_thousand_results_starts_at_once(tmp_path):
-    """1,000 results of their real size: read in under 0.2 s of processor time, and the queue ready in under 2 s."""
-    arms = tuple(f"arm{n}" for n in range(100))
-    many = Comparison(
-        "flops", scales(Scale(seeds=6)), lambda size: [Arm(name, "mha-rope") for name in arms], (versus(*arms[:2]),)
-    )
-    cells = [*many.cells("cpu", TEXT), *many.measure("cpu", TEXT, dict.fromkeys(arms, 5e-3))]
-    assert len(cells) == 1000
-    folder = tmp_path / "flops" / "cpu"
-    folder.mkdir(parents=True)
-    curve = dict(tokens=list(range(60)), loss=[1.2345] * 60, load_cv=[0.1234] * 60)
-    for one in cells:
-        run = held(one, 6000.0)
-        run.measures.update(curve=curve, loads=dict(counts=[[12345] * 62] * 4), samples=["word " * 160] * 20)
-        (folder / f"{run.name}.json").write_text(json.dumps(run.__dict__))
-    begin = time.process_time()
-    plans = [Plan(many, "cpu", TEXT, work=many.work)]
-    with runner.Inline() as pool:
-        work_off(plans, tmp_path, pool, 1)
-    ready = time.process_time() - begin
-    assert len(plans[0].results()) == 1000
-    begin = time.process_time()
-    assert len(load(tmp_path, "flops", "cpu")) == 1000
-    assert ready < 2.0 and time.process_time() - begin < 0.5
+    """1,000 results of their real size, in seconds of processor time: 0.16 to read them, 1.1 until the queue begins."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", THOUSAND, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    read, ready = map(float, done.stdout.split())
+    assert read < 0.3 and ready < 2.0  # 0.2 on an idle machine
 
 
 KILLED = 20
