@@ -50,6 +50,7 @@ CLOCKS = {
 }
 CLOCK_OUTPUT = re.compile(r"\b\d[\d,.]*k? ?(tokens?|tok|it|steps?)/s\b|\bs/it\b|\b\d\d:\d\d:\d\d\b")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")  # the colours of a traceback
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|private|var/folders)/\S*")
 
 
@@ -136,8 +137,11 @@ def check_stable(notebook) -> list[str]:
                 problems.append(f"{at(notebook, cell)} shows {CLOCK_OUTPUT.search(text)[0]!r}: tag it `timing`")
         if ADDRESS.search(text):
             problems.append(f"{at(notebook, cell)} shows a memory address, another one in each run")
-        if MACHINE_PATH.search(text):
-            problems.append(f"{at(notebook, cell)} shows a path of this machine: {MACHINE_PATH.search(text)[0]}")
+        shown = "\n".join(
+            [text, *(ANSI.sub("", line) for o in cell.get("outputs", ()) for line in o.get("traceback", ()))]
+        )
+        if MACHINE_PATH.search(shown):
+            problems.append(f"{at(notebook, cell)} shows a path of this machine: {MACHINE_PATH.search(shown)[0]}")
     return problems
 
 

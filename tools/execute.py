@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tools.book import BOOK, PACKAGE, notebooks
+from tools.book import BOOK, PACKAGE, ROOT, notebooks
 from tools.freshness import fingerprint, is_fresh
 
 ENVIRONMENT = {
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "NO_COLOR": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+INSTALLED = re.compile(r"(?:/(?:[\w.+-]+/)*|\.venv/)lib/python3\.\d+/(?:site-packages/)?")  # where a library lies
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -60,6 +62,7 @@ def execute(path: Path, package: Path = PACKAGE, timeout: int = 600) -> float:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
     seconds = time.perf_counter() - start
+    shorten(notebook)
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata.pop("widgets", None)
     notebook.metadata.setdefault("moemla", {})["fresh"] = fingerprint(notebook, package)
@@ -67,6 +70,14 @@ def execute(path: Path, package: Path = PACKAGE, timeout: int = 600) -> float:
     nbformat.write(notebook, written)
     written.replace(path)
     return seconds
+
+
+def shorten(notebook) -> None:
+    """Takes what is of this machine out of tracebacks: `torch/nn/modules/module.py` is the same everywhere."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.output_type == "error":
+                output.traceback = [INSTALLED.sub("", line).replace(f"{ROOT}/", "") for line in output.traceback]
 
 
 def record(name: str, seconds: float, file: Path) -> None:

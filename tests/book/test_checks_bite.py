@@ -10,9 +10,9 @@ import nbformat
 import pytest
 
 from tests.book.small_chapters import PROSE, chapter
-from tools.book_checks import CHAPTER_CHECKS, PAGE_CHECKS
+from tools.book_checks import CHAPTER_CHECKS, PAGE_CHECKS, check_stable
 from tools.chapter_code import load_definitions
-from tools.execute import execute
+from tools.execute import execute, shorten
 from tools.freshness import fingerprint
 
 
@@ -293,3 +293,17 @@ def test_a_broken_copy_fails_its_check_and_no_other(notebook, damage, check, wor
 
 def test_every_check_is_shown_to_bite():
     assert {check for _, check, _ in BROKEN} == {check.__name__[6:] for check in PAGE_CHECKS + CHAPTER_CHECKS}
+
+
+def test_a_traceback_shows_no_path_of_a_machine():
+    """A stub that fails inside a library names the library's file: where that lies is cut off when it is executed."""
+    cell = nbformat.v4.new_code_cell("f()", metadata={"tags": ["raises-exception"]})
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    place = "\x1b[36mFile \x1b[39m\x1b[32m{}torch/nn/modules/module.py:1\x1b[39m, in call"
+    for before in ("/home/me/.venv/lib/python3.11/site-packages/", "/tmp/x/lib/python3.13/site-packages/"):
+        error = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[place.format(before)])
+        notebook.cells[0].outputs = [error]
+        assert any("path of this machine" in problem for problem in check_stable(notebook))
+        shorten(notebook)
+        assert notebook.cells[0].outputs[0].traceback == [place.format("")]
+        assert check_stable(notebook) == []
