@@ -21,6 +21,7 @@ from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import learning_rate, make_optimizers
+from moemla.parallel import clip_gradients, wrap
 from moemla.routing import Routing, record_routing
 from moemla.runs import Log, Progress, Run
 from moemla.shards import Batches, TokenShard, check_tokenizer
@@ -121,11 +122,12 @@ def _train(
     seed(train_config.seed)
     torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
     model = LanguageModel(run.config, device=device).train()
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train_config.precision)
+    wrapped = wrap(model, world, narrow)
     optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
     balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate, world=world)
     state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
     state = START | stored_fields("the state", START, state)
-    wrapped = world.wrap(model)
     best = ((best_of(out) if world.main else None) or {}).get("valid_loss", math.inf)
     rate = matmul_rate(device, torch.bfloat16 if train_config.precision == "bf16" else torch.float32)
     log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
@@ -138,7 +140,7 @@ def _train(
                 warmup=train_config.warmup,
                 steps=train_config.steps,
             )
-            loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config)
+            loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config, world)
             loss = world.sum(loss) / world.size
             if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
@@ -147,14 +149,13 @@ def _train(
             validated = validation and (last or (step + 1) % validate_every == 0)
             valid_loss = validation.loss(model) if validated else None
             log.add(step + 1, loss, norm, lr, balancer, valid_loss)
-            if world.main and valid_loss is not None and valid_loss < best:
+            if valid_loss is not None and world.any(world.main and valid_loss < best):
                 best = valid_loss
-                save_best(out, model, run.tokenizer, step + 1, best)
+                save_best(out, model, run.tokenizer, step + 1, best, world)
             stop = world.any(interrupt.seen)  # asked once: a signal after this line is the next step's
             if last or stop or (checkpoint_every and (step + 1) % checkpoint_every == 0):
                 log.check(step + 1, norm)
-                if world.main:
-                    save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state())
+                save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state(), world=world)
                 world.wait()  # the end of one rank may be the end of all
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
@@ -162,7 +163,13 @@ def _train(
 
 
 def train_step(
-    model: torch.nn.Module, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
+    model: torch.nn.Module,
+    optimizers,
+    balancer: Balancer,
+    batch,
+    lr: float,
+    train_config: TrainConfig,
+    world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
 
@@ -198,7 +205,7 @@ def train_step(
             if z:
                 loss = loss + z / shares * z_loss(routing)
         loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.clip)
+    norm = clip_gradients(model, train_config.clip, world)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
