@@ -94,12 +94,13 @@ def _checked(folder: Path, *names: str) -> dict:
 def _optimizer_tensors(model: nn.Module, optimizers) -> dict[str, torch.Tensor]:
     """By "number/field/name of the parameter", as what all ranks hold together."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{number}/{field}/{names[parameter]}": value if field == "step" else whole(model, parameter, value).contiguous()
-        for number, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state.items()
-        for field, value in state.items()
-    }
+    held = {}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state.items():
+            for field, value in state.items():  # a fused AdamW counts its steps in a tensor
+                value = value if field == "step" else whole(model, parameter, value).contiguous()
+                held[f"{number}/{field}/{names[parameter]}"] = value
+    return held
 
 
 def _weights(model: LanguageModel) -> dict[str, torch.Tensor]:
@@ -341,25 +342,6 @@ def _model(folder: Path, device, is_checkpoint: bool) -> LanguageModel:
     model = LanguageModel(config, device=device, dtype=torch.float32)
     _load_weights(model, folder)
     return model
-
-
-def data_folder(run: str | os.PathLike) -> Path:
-    """Where the prepared data of a run lies now: by its place beside the run, else by its place at the time.
-
-    The folder's data.json must hold the hash that the run was trained on; MoemlaError where none does.
-    """
-    run = Path(run)
-    facts = read_json(run / "train.json")
-    folder = str(facts.get("folder", ""))
-    if facts.get("version", 0):
-        candidates = [run / folder, Path(str(facts.get("absolute_folder", folder)))]
-    else:  # relative to where the training was started
-        candidates = [Path(folder), *(parent / folder for parent in run.resolve().parents)]
-    for candidate in candidates:
-        record = candidate / "data.json"
-        if record.is_file() and read_json(record).get("hash") == facts.get("data"):
-            return candidate
-    raise MoemlaError(f"the data of {run} is not in {candidates[0]} (any more): name stories to score with --text FILE")
 
 
 def save_best(

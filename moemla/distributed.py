@@ -15,9 +15,9 @@ class World:
 
     `World()` is one process alone and asks nothing of torch.distributed; the ranks of a larger one speak through its
     default group, and each calls `sum`, `any`, `wait`, `mesh` and `grid` as often as the others and in their order.
-    `parallel` says how they hold the model, "ddp" (copies) or "fsdp" (shards), and `expert_parallel` over how many neighbours
-    its routed experts are spread; `moemla.parallel.wrap` does it. ValueError unless 0 <= rank < size, and `expert_parallel`
-    divides it.
+    `parallel` says how they hold the model, "ddp" (copies) or "fsdp" (shards), and `expert_parallel` over how many
+    neighbours its routed experts are spread; `moemla.parallel.wrap` does it. ValueError unless 0 <= rank < size, and
+    `expert_parallel` divides the size.
     """
 
     rank: int = 0
@@ -66,7 +66,7 @@ class World:
 
     @cached_property
     def grid(self) -> "dist.DeviceMesh | None":
-        """The ranks as ("expert", "replica"): neighbours hold different experts, ranks `expert_parallel` apart the same ones.
+        """The ranks as ("expert", "replica"): neighbours hold different experts, the same ones are some ranks apart.
 
         The first axis is outermost, so that a shard of a shard of the experts is a run of experts. None alone.
         """

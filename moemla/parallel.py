@@ -23,9 +23,10 @@ def wrap(model: nn.Module, world: World, param_dtype: torch.dtype | None = None)
     """`model` as the ranks of `world` train it: itself alone, else spread, sharded or copied, in place where it can be.
 
     Every rank must come with the same weights. Gradients become those of the mean of the ranks' losses. With
-    `world.expert_parallel` > 1 each of that many neighbours keeps its share of the routed experts. "fsdp" keeps a rank's share
-    of everything else, gathered block by block in `param_dtype` (routers always in their own), gradients summed in
-    float32; "ddp" a copy. Make optimizers of what is returned. ValueError for more expert ranks than can be filled.
+    `world.expert_parallel` > 1 each of that many neighbours keeps its share of the routed experts. "fsdp" keeps a
+    rank's share of everything else, gathered block by block in `param_dtype` (routers always in their own), gradients
+    summed in float32; "ddp" a copy. Make optimizers of what is returned. ValueError for more expert ranks than can be
+    filled.
     """
     if world.size == 1:
         return model
@@ -69,7 +70,8 @@ def _spread(experts: Experts, world: World) -> None:
     n_experts, mesh = len(experts.w_in), world.grid
     share = -(-n_experts // world.expert_parallel)  # as torch.chunk and DTensor cut: the last one may have fewer
     if share * (world.expert_parallel - 1) >= n_experts:
-        raise ValueError(f"expert_parallel={world.expert_parallel}: {n_experts} experts leave a rank without any; take fewer")
+        right = f"{n_experts} experts leave a rank without any; take fewer"
+        raise ValueError(f"expert_parallel={world.expert_parallel}: {right}")
     place = mesh.get_local_rank("expert")
     with torch.no_grad():
         for name, whole in list(experts.named_parameters()):
@@ -134,7 +136,7 @@ class RankDispatcher:
 
     Each rank sends every other as many rows as chose its experts, however many: nothing is dropped or padded. The
     numbers go first, in an all-to-all of their own, for which the host waits. `share` is what a weight's gradient is
-    multiplied by, 1 / ranks where each rank's loss is the mean of its own rows. Built in chapter 13.
+    multiplied by, 1 / ranks where each rank's loss is the mean of its own rows.
     """
 
     def __init__(self, expert: Int[Tensor, "m"], n_experts: int, group: "dist.ProcessGroup", share: float = 1.0):

@@ -216,3 +216,22 @@ def read_metrics(run: str | os.PathLike) -> list[Progress]:
     known = {field.name for field in fields(Progress)}
     rows = _rows(Path(run) / "metrics.jsonl")
     return [Progress(**{key: value for key, value in row.items() if key in known}) for row in rows]
+
+
+def data_folder(run: str | os.PathLike) -> Path:
+    """Where the prepared data of a run lies now: by its place beside the run, else by its place at the time.
+
+    The folder's data.json must hold the hash that the run was trained on; MoemlaError where none does.
+    """
+    run = Path(run)
+    facts = read_json(run / "train.json")
+    folder = str(facts.get("folder", ""))
+    if facts.get("version", 0):
+        candidates = [run / folder, Path(str(facts.get("absolute_folder", folder)))]
+    else:  # relative to where the training was started
+        candidates = [Path(folder), *(parent / folder for parent in run.resolve().parents)]
+    for candidate in candidates:
+        record = candidate / "data.json"
+        if record.is_file() and read_json(record).get("hash") == facts.get("data"):
+            return candidate
+    raise MoemlaError(f"the data of {run} is not in {candidates[0]} (any more): name stories to score with --text FILE")

@@ -1,8 +1,8 @@
 """Tensors of many ranks in one folder of safetensors, read by any number of ranks.
 
 Written and read by torch.distributed.checkpoint: each rank writes what it holds, a copy is written once, and whoever
-reads takes the parts that it needs, in its own layout, from one file or from many. Tensors only, by flat names: a nested
-state would be written without complaint and could not be read. Built in chapter 13.
+reads takes the parts that it needs, in its own layout, from one file or from many. Tensors only, by flat names: a
+nested state would be written without complaint and could not be read. Built in chapter 13.
 """
 
 import logging
@@ -37,14 +37,14 @@ def contents(folder: str | os.PathLike) -> dict[str, Tensor]:
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     try:
-        found = HuggingFaceStorageReader(os.fspath(folder)).read_metadata().state_dict_metadata
+        tensors = HuggingFaceStorageReader(os.fspath(folder)).read_metadata().state_dict_metadata
     except Exception as error:
         raise MoemlaError(f"{folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         held = sum(chunk.sizes.numel() for chunk in tensor.chunks)
         if held != tensor.size.numel():
             raise MoemlaError(f"{folder}: parts of {name} hold {held} numbers of {tensor.size.numel()}: one is missing")
-    return {name: torch.empty(one.size, dtype=one.properties.dtype, device="meta") for name, one in found.items()}
+    return {name: torch.empty(one.size, dtype=one.properties.dtype, device="meta") for name, one in tensors.items()}
 
 
 def read(folder: str | os.PathLike, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,5 @@
 """What every rank does for tests/test_parallel.py, in processes of their own."""
 
-import os
 import shutil
 
 import torch

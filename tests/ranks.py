@@ -197,7 +197,7 @@ def work(rank: int, world: int, folder: str) -> None:
         out["own world"] = train(fresh(), "muon", "sign", rank, world, world=ALONE)
         out["spread"] = [spread(here, idle) for idle in (False, True)]
         training.matmul_rate = lambda device, dtype: 1e9  # two that measure at once would wait for each other
-        out["trained"] = trained(f"{folder}/data", f"{folder}/run-{rank}", here)
+        out["trained"] = trained(f"{folder}/data", f"{folder}/run-all", here)
         out["stopped"] = stopped(f"{folder}/data", f"{folder}/run", here)
         out["resumed"] = trained(f"{folder}/data", f"{folder}/run", here, resume=True)
         model = sharded(fresh(), mesh)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from moemla import training
-from moemla.checkpoint import _sum_of, checkpoints, data_folder, load
+from moemla.checkpoint import _sum_of, checkpoints, load
 from moemla.config import ADDED, VERSION, ModelConfig, TrainConfig
 from moemla.data import prepare
 from moemla.errors import MoemlaError
 from moemla.evaluation import evaluate
 from moemla.measuring import matmul_rate
 from moemla.optim import learning_rate
-from moemla.runs import read_metrics
+from moemla.runs import data_folder, read_metrics
 from moemla.text import read_stories
 from moemla.training import train
 from tests.runs import Stop, files_in, micro, quick, stop_after, write_texts
