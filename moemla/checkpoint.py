@@ -13,7 +13,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +22,8 @@ from torch import nn
 from moemla import sharded
 from moemla.config import VERSION, ModelConfig
 from moemla.devices import undisturbed
-from moemla.distributed import ALONE, World
-from moemla.errors import MoemlaError
+from moemla.distributed import ALONE, World, lost
+from moemla.errors import Elsewhere, MoemlaError
 from moemla.files import read_json, write_json
 from moemla.model import LanguageModel, unwrapped
 from moemla.parallel import whole
@@ -138,31 +137,22 @@ def save_checkpoint(
     folder = Path(run) / "checkpoints"
     target = folder / f"step-{state['step']:08d}"
     part = folder / f".{target.name}.part"
-    first = partial(_begin, folder, part) if world.main else _nothing
-    last = partial(_finish, run, target, part, model, state, keep) if world.main else _nothing
     try:
-        for work in (first, partial(_write, part, model, optimizers, world), last):
-            _together(world, work)
+        with world.agreed():
+            if world.main:
+                _begin(folder, part)
+        with world.agreed():
+            _write(part, model, optimizers, world)
+        with world.agreed():
+            if world.main:
+                _finish(run, target, part, model, state, keep)
     except Exception as error:
         if world.main:
             shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, Elsewhere) or lost(error):
+            raise
         raise MoemlaError(f"checkpoint {target} could not be written: {_brief(error)}") from error
     return target
-
-
-def _nothing() -> None:
-    """What the other ranks do while rank 0 works."""
-
-
-def _together(world: World, work: Callable[[], None]) -> None:
-    """`work()`, on each rank its own; where one fails, all do."""
-    failed = None
-    try:
-        work()
-    except Exception as error:
-        failed = error
-    if world.any(failed is not None):
-        raise failed or MoemlaError("another rank could not do its part")
 
 
 def _begin(folder: Path, part: Path) -> None:

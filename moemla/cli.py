@@ -19,7 +19,7 @@ import tyro
 from moemla import __version__
 from moemla.commands import COMMANDS
 from moemla.config import TrainConfig
-from moemla.errors import MoemlaError
+from moemla.errors import Elsewhere, MoemlaError
 
 # What tyro calls a type, and what is said of it here.
 KINDS = {"INT": "a whole number", "[INT": "whole numbers", "FLOAT": "a number", "{None}": "None"}
@@ -59,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader (head, less) has gone; what is left to write, on leaving too, goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Elsewhere:
         return 1
     except Exception as error:
         if debug:

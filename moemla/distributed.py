@@ -1,12 +1,20 @@
 """The processes that train one model together, each on its share of the rows. Built in chapter 13."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from moemla.errors import Elsewhere, MoemlaError
+
+# What gloo and NCCL say when a rank has gone.
+LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|DistNetworkError|DistBackendError")
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,11 @@ class World:
         if dist.is_torchelastic_launched() and not dist.is_initialized():
             if torch.cuda.is_available():
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            except RuntimeError as error:
+                where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                raise MoemlaError(f"the ranks cannot meet at {where}: {str(error).splitlines()[0]}") from error
         return cls(dist.get_rank(), dist.get_world_size(), **layout) if dist.is_initialized() else cls(**layout)
 
     @property
@@ -79,6 +91,11 @@ class World:
     def _device_type(self) -> str:
         return "cuda" if "nccl" in dist.get_backend_config() else "cpu"
 
+    @property
+    def _meeting(self) -> str:
+        """Where a number is that all ranks compare."""
+        return "cpu" if "cpu" in dist.get_backend_config() else "cuda"
+
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over the ranks, in place."""
         if self.size > 1:
@@ -87,15 +104,55 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on one of the ranks."""
+        return self._first(flag) is not None
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one rank cannot do none does: its error is raised there, `Elsewhere` on the others."""
+        failed = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        first = self._first(failed is not None)
+        if failed is not None and first == self.rank:
+            raise failed
+        if first is not None:
+            raise Elsewhere(f"rank {first} has failed, and says why") from failed
+
+    def _first(self, flag: bool) -> int | None:
+        """The first rank on which `flag` is true."""
         if self.size == 1:
-            return flag
-        device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"
-        return self.sum(torch.tensor(int(flag), device=device)).item() > 0
+            return 0 if flag else None
+        mine = torch.tensor(self.rank if flag else self.size, device=self._meeting)
+        dist.all_reduce(mine, dist.ReduceOp.MIN)
+        return mine.item() if mine.item() < self.size else None
+
+    def leave(self) -> None:
+        """Ends the default group, at the end of a program that `current` began it for."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Says in one MoemlaError that another rank has ended, where torch says it in the words of its back end."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not lost(error):
+                raise
+            said = f"rank {self.rank} has lost the others: one has ended (its own line says why), or the network has"
+            raise MoemlaError(f"{said}; --resume goes on from the last checkpoint") from error
 
     def wait(self) -> None:
         """Returns when every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error says that a rank cannot be heard any more."""
+    return isinstance(error, RuntimeError) and bool(LOST.search(str(error)))
 
 
 ALONE = World()

@@ -25,7 +25,7 @@ def write(folder: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
     writer = HuggingFaceStorageWriter(os.fspath(folder), save_distributed=True)
-    with _quiet():
+    with _plainly():
         checkpoint.save({name: _with_axis(tensor) for name, tensor in tensors.items()}, storage_writer=writer)
 
 
@@ -64,7 +64,7 @@ def read(folder: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
             wanted[name] = tensor = tensors[name]
         if held[name].shape != tensor.shape:
             raise MoemlaError(f"{folder}: {name} is {tuple(held[name].shape)} there, {tuple(tensor.shape)} here")
-    with _quiet():
+    with _plainly():
         checkpoint.load(wanted, storage_reader=HuggingFaceStorageReader(os.fspath(folder)), no_dist=True)
 
 
@@ -74,8 +74,10 @@ def _with_axis(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet():
-    """torch's remarks (that there are no ranks, that there is no metadata file) are not for who trains."""
+def _plainly():
+    """One rank's error as itself, and none of torch's remarks (that there are no ranks, no metadata file)."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -83,5 +85,8 @@ def _quiet():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except CheckpointException as errors:  # of all ranks, and no Exception by torch's reckoning
+        rank, (error, _) = min(errors.failures.items())
+        raise error if isinstance(error, RuntimeError) else MoemlaError(f"rank {rank}: {error}") from None
     finally:
         logger.setLevel(level)

@@ -79,7 +79,7 @@ def train(
     Each rank of a `world` calls this alike and takes its rows of a batch; the losses of the log are means over all, and
     only rank 0 writes and reports. A signal to one of them ends all after the same step. Dropout draws the same numbers
     on each, so that one random state serves a resume. An error of one rank is left to what started them: torchrun ends
-    the others.
+    the others, which say that they have lost it.
 
     ValueError or MoemlaError for settings, data or a folder that do not fit, or a run that another process writes;
     Diverged for a loss that is no longer a number. The caller's random state and settings of torch stay as they are.
@@ -103,7 +103,7 @@ def train(
     new = world.main and not out.exists()
     claim = claimed(out, "moemla train") if world.main else nullcontext()
     try:
-        with claim, undisturbed(device):
+        with claim, undisturbed(device), world.together():
             return _train(
                 run, batches, validation, resume, checkpoint_every, device, on_progress, validate_every, world
             )

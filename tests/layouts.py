@@ -1,5 +1,6 @@
 """What every rank does for tests/test_parallel.py, in processes of their own."""
 
+import resource
 import shutil
 
 import torch
@@ -8,8 +9,10 @@ import torch.distributed as dist
 import moemla
 from moemla import training
 from moemla.balancing import RULES, Balancer
+from moemla.checkpoint import save_checkpoint
 from moemla.config import TrainConfig
 from moemla.distributed import ALONE, World
+from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
 from moemla.optim import make_optimizers
 from moemla.parallel import wrap
@@ -78,6 +81,24 @@ def run(data: str, out: str, world: World = ALONE, resume: bool = False, stop: b
     return weights_of(model)
 
 
+def without_room(folder: str, world: World) -> list[str]:
+    """What each rank says when the last one has no room for its part of a checkpoint."""
+    model = wrap(fresh(torch.float32), world)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank == world.size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        save_checkpoint(folder, model, make_optimizers(model), dict(step=9), world=world)
+        said = "saved"
+    except MoemlaError as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    every = [None] * world.size
+    dist.all_gather_object(every, said)
+    return every
+
+
 def work(rank: int, size: int, folder: str, resume: bool) -> None:
     """Two ranks train and stop; with `resume`, whatever their number, they go on with copies of what is there."""
     torch.set_num_threads(1)
@@ -99,6 +120,7 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     double=train(torch.float64, 50, 1e-2, "muon", world, parts=2),
                     adamw=train(torch.float64, 10, 1e-2, "adamw", world),
                     single=train(torch.float32, 25, 3e-4, "muon", world),
+                    full=without_room(f"{folder}/{name}", world),
                 )
         if rank == 0:
             torch.save(out, f"{folder}/found-{size}-{resume}.pt")

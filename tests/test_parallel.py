@@ -91,6 +91,15 @@ def test_a_shard_that_is_missing_or_cut_is_named_in_one_line(folder, found, tmp_
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_rank_without_room_is_told_once_and_nothing_is_lost(folder, found, layout):
+    said = found[layout]["full"]
+    (told,) = [line for line in said if not line.startswith("Elsewhere")]
+    assert "step-00000009 could not be written" in told and "File too large" in told and "\n" not in told
+    assert [path.name for path in checkpoints(folder / layout)] == ["step-00000003"]
+    assert not list((folder / layout / "checkpoints").glob(".*"))
+
+
 def test_experts_that_cannot_be_spread_are_refused():
     with pytest.raises(ValueError, match=r"expert_parallel=3: must divide the number of ranks, 4"):
         World(0, 4, expert_parallel=3)

@@ -40,8 +40,21 @@ class Train:
     """Go on from the last checkpoint in --out, or start if there is none."""
     device: str | None = None
     """cpu, cuda, cuda:1; default: the GPU if there is one."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: each process holds a copy of the model, or shards of it (FSDP2)."""
+    expert_parallel: int = 1
+    """Under torchrun: over how many neighbouring processes the routed experts are spread."""
 
     def __call__(self) -> None:
+        from moemla.distributed import World
+
+        world = World.current(self.parallel, self.expert_parallel)
+        try:
+            self._train(world)
+        finally:
+            world.leave()
+
+    def _train(self, world) -> None:
         from moemla import complexity
         from moemla.config import ModelConfig
         from moemla.tokenizer import Tokenizer
@@ -55,7 +68,8 @@ class Train:
         config = ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
         mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
         apart = mine.total / dense.total - 1
-        say(
+        tell = say if world.main else lambda text: None
+        tell(
             f"{self.size} {self.variant}: {mine.total:,} parameters, {mine.active / mine.total:.0%} active, "
             f"{apart:+.1%} against dense multi-head attention"
         )
@@ -63,7 +77,8 @@ class Train:
         line = LiveLine(self.train_config.steps)
         try:
             options = {name: getattr(self, name) for name in ("resume", "checkpoint_every", "validate_every", "device")}
-            train(config, self.train_config, self.data, self.out, on_progress=line, **options)
+            shown = line if world.main else None
+            train(config, self.train_config, self.data, self.out, on_progress=shown, world=world, **options)
         finally:
             line.close()
-        say(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")
+        tell(f"done in {clock(time.perf_counter() - begin)}; `moemla evaluate --run {self.out}` scores it")
