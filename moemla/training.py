@@ -20,9 +20,10 @@ from moemla.errors import DataError
 from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
-from moemla.optim import learning_rate, make_optimizers
+from moemla.optim import make_optimizers
 from moemla.routing import Routing, record_routing
 from moemla.runs import Log, Progress, Run
+from moemla.schedules import rate_at
 from moemla.shards import Batches, TokenShard, check_tokenizer
 from moemla.tokenizer import Tokenizer
 
@@ -131,13 +132,7 @@ def _train(
     log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
     with _Interrupt() as interrupt, log:
         for step in range(state["step"], train_config.steps):
-            lr = learning_rate(
-                step,
-                lr=train_config.lr,
-                min_lr=train_config.min_lr,
-                warmup=train_config.warmup,
-                steps=train_config.steps,
-            )
+            lr = rate_at(step, train_config)
             loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config)
             loss = world.sum(loss) / world.size
             if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
