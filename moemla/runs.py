@@ -1,7 +1,6 @@
 """A run's folder: what the run is, and the rows of its log. Built in chapter 13."""
 
 import json
-import math
 import os
 import time
 from collections import deque
@@ -11,12 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from moemla import complexity
 from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
 from moemla.config import VERSION, ModelConfig, TrainConfig, architecture, stored_fields
-from moemla.errors import Diverged, MoemlaError
+from moemla.errors import MoemlaError
 from moemla.files import read_json, replacing, why, write_json
+from moemla.precision import LossScaler
 
 
 @dataclass
@@ -26,7 +27,8 @@ class Progress:
     `loss` is the mean nats per token since the last row; `load_cv` the coefficient of variation of the experts' load
     over the last `load_window` steps, mean over layers, and `load_cv_floor` what uniform random routing would show
     there; `utilisation` the model's FLOPs (3 x forward) over this machine's own matrix-multiply rate; `valid_loss` the
-    nats per token on the validation windows, in the rows of steps that were validated.
+    nats per token on the validation windows, in the rows of steps that were validated. With precision="fp16" there are
+    `loss_scale` and `skipped`, the steps that overflowed; `grad_norm` is None where the row's own did.
     """
 
     step: int
@@ -37,11 +39,13 @@ class Progress:
     tokens_per_second: float
     utilisation: float
     seconds_left: float
-    grad_norm: float
+    grad_norm: float | None
     load_cv: float | None = None
     load_cv_floor: float | None = None
     load_window: int | None = None  # steps
     valid_loss: float | None = None
+    loss_scale: float | None = None
+    skipped: int | None = None  # steps so far
 
 
 class Run:
@@ -154,22 +158,22 @@ class Log:
             window=[counts.tolist() for counts in self.window],
         )
 
-    def check(self, step: int, norm) -> None:
-        """MoemlaError unless the losses since the last row and the last gradient are numbers."""
-        mean = torch.stack([*self.losses, norm]).mean().item()
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the loss or its gradient at step {step} is {mean}: start again in another folder with a lower --lr"
-            )
-
-    def add(self, step: int, loss, norm, lr: float, balancer: Balancer, valid_loss: float | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        loss: Tensor,
+        norm: Tensor,
+        lr: float,
+        balancer: Balancer,
+        valid_loss: float | None = None,
+        scaler: LossScaler | None = None,
+    ) -> None:
         """Notes a finished step; writes a row where one is due, unless `begin_writing` is left to another rank."""
         self.losses.append(loss)
         if balancer.counts is not None:
             self.window.append(torch.stack(balancer.counts))
         if step % self.settings.log_every and step != self.settings.steps and valid_loss is None:
             return
-        self.check(step, norm)
         mean = torch.stack(self.losses).mean().item()
         self.losses.clear()
         if self.file is None:
@@ -185,9 +189,11 @@ class Log:
             tokens_per_second=rate,
             utilisation=rate / self.peak_tokens,
             seconds_left=(self.settings.steps - step) * each / rate,
-            grad_norm=float(norm),
+            grad_norm=float(norm) if norm.isfinite() else None,
             valid_loss=valid_loss,
         )
+        if scaler is not None:
+            row.loss_scale, row.skipped = scaler.scale, scaler.skipped
         if self.window:
             counts = torch.stack(tuple(self.window)).sum(0)
             row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)

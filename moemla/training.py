@@ -5,30 +5,33 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from functools import partial
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from moemla.balancing import Balancer, switch_loss, z_loss
 from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
 from moemla.config import ModelConfig, TrainConfig, require, stored_fields
-from moemla.devices import default_device, undisturbed, usable_device
+from moemla.devices import default_device, rewound, undisturbed, usable_device
 from moemla.distributed import ALONE, World
-from moemla.errors import DataError
+from moemla.errors import Diverged
 from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
+from moemla.precision import DTYPES, LossScaler, autocast
 from moemla.routing import Routing, record_routing
 from moemla.runs import Log, Progress, Run
 from moemla.schedules import rate_at
 from moemla.shards import Batches, TokenShard, check_tokenizer
 from moemla.tokenizer import Tokenizer
+from moemla.validation import Validation
 
-VALID_TOKENS = 65_536  # at most, scored at each validation
-START = dict(step=0, seconds=0.0, losses=[], window=[])  # what a checkpoint holds besides tensors
+# What a checkpoint holds besides tensors; one from before an entry was there is read as if it held this.
+START = dict(step=0, seconds=0.0, losses=[], window=[], scaler=None)
 
 
 class _Interrupt:
@@ -97,7 +100,7 @@ def train(
     right = f"must be at most max_seq_len={config.max_seq_len}"
     require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
     batches = Batches(shard, train_config.batch_size, train_config.seq_len, train_config.seed, world)
-    validation = _Validation(data, tokenizer, train_config, device) if validate_every else None
+    validation = Validation(data, tokenizer, train_config, device) if validate_every else None
     run = Run(data, out, config, train_config, tokenizer, facts)
 
     new = world.main and not out.exists()
@@ -126,45 +129,91 @@ def _train(
     balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate, world=world)
     state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
     state = START | stored_fields("the state", START, state)
+    scaler = LossScaler(**state["scaler"] or {}) if train_config.precision == "fp16" else None
     wrapped = world.wrap(model)
     best = ((best_of(out) if world.main else None) or {}).get("valid_loss", math.inf)
-    rate = matmul_rate(device, torch.bfloat16 if train_config.precision == "bf16" else torch.float32)
+    rate = matmul_rate(device, DTYPES[train_config.precision])
+    saved = state["step"]  # of the last checkpoint
+
+    def save(step: int) -> int:
+        if world.main:
+            held = dict(step=step, scaler=scaler and asdict(scaler))
+            save_checkpoint(out, model, optimizers, state | log.state() | held)
+        world.wait()  # the end of one rank may be the end of all
+        return step
+
+    def diverged(step: int, why: str) -> Diverged:
+        """The error of a run whose last step that was made is `step`; writes a checkpoint of it if that can be used."""
+        nonlocal saved
+        broken = _no_number(model, optimizers)
+        if broken:
+            why += f"; {broken} is not of numbers any more"
+        elif step > saved:
+            saved = save(step)
+        stays = f"--init {out} goes on from the state after step {saved}, in another folder" if saved else "start again"
+        return Diverged(f"{why}: {stays}, with a lower --lr")
+
     log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
     with _Interrupt() as interrupt, log:
         for step in range(state["step"], train_config.steps):
             lr = rate_at(step, train_config)
-            loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config)
-            loss = world.sum(loss) / world.size
+            try:
+                with rewound(device):  # what is saved if it fails is the state before it
+                    loss, norm = train_step(
+                        wrapped, optimizers, balancer, batches.batch(step), lr, train_config, scaler, world
+                    )
+            except Diverged as error:
+                epoch, window = batches.epoch(step), step * batches.batch_size % batches.windows
+                where = f"step {step + 1} (epoch {epoch}, from window {window} on)"
+                raise diverged(step, f"{where}: {error}") from error
             if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
                 log.begin_writing()
             last = step + 1 == train_config.steps
             validated = validation and (last or (step + 1) % validate_every == 0)
             valid_loss = validation.loss(model) if validated else None
-            log.add(step + 1, loss, norm, lr, balancer, valid_loss)
+            log.add(step + 1, loss, norm, lr, balancer, valid_loss, scaler)
             if world.main and valid_loss is not None and valid_loss < best:
                 best = valid_loss
                 save_best(out, model, run.tokenizer, step + 1, best)
             stop = world.any(interrupt.seen)  # asked once: a signal after this line is the next step's
             if last or stop or (checkpoint_every and (step + 1) % checkpoint_every == 0):
-                log.check(step + 1, norm)
-                if world.main:
-                    save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state())
-                world.wait()  # the end of one rank may be the end of all
+                if _no_number(model, optimizers):
+                    raise diverged(step + 1, f"step {step + 1}")
+                saved = save(step + 1)
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
     return model.eval()
 
 
+def _no_number(model: LanguageModel, optimizers) -> str | None:
+    """The name of a weight, or of one with something in an optimizer, that is no number: it could not be loaded."""
+    for name, parameter in model.named_parameters():
+        held = [value for optimizer in optimizers for value in optimizer.state.get(parameter, {}).values()]
+        if not all(tensor.isfinite().all() for tensor in (parameter.detach(), *held)):
+            return name
+    return None
+
+
 def train_step(
-    model: torch.nn.Module, optimizers, balancer: Balancer, batch, lr: float, train_config: TrainConfig
+    model: torch.nn.Module,
+    optimizers,
+    balancer: Balancer,
+    batch,
+    lr: float,
+    train_config: TrainConfig,
+    scaler: LossScaler | None = None,
+    world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
 
     Micro-batches change the memory and nothing else: every loss is that of the whole batch, whatever its parts hold.
     The Switch loss needs the counts of the whole step first, so with micro-batches it costs a pass without gradient
-    more. The model may be wrapped (DDP, torch.compile); over ranks the batch and the loss are this one's, and all weigh
-    alike.
+    more. The model may be wrapped (DDP, torch.compile); over ranks the batch is this one's, and all weigh alike; the
+    loss is the mean over those of `world`.
+
+    Nothing is updated where the loss or the norm is no number: Diverged says which gradient is to blame. With a
+    `scaler`, for float16, a norm that is none is an overflow: the step is left out, balancing too.
     """
     device = next(model.parameters()).device
     parts, size = train_config.micro_batches, len(batch[0])
@@ -173,14 +222,14 @@ def train_step(
     scored = [int((batch[1][part] >= 0).sum()) for part in rows]
     tokens, targets = (part.to(device, non_blocking=True) for part in batch)
     total = torch.zeros((), device=device)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train_config.precision == "bf16")
+    kind, precision = device.type, train_config.precision
     switch, z = (train_config.switch_loss, train_config.z_loss) if balancer.routers else (0.0, 0.0)
     counts = None  # (L, E), of the whole step
     if switch and len(rows) > 1:
-        with autocast():
+        with autocast(kind, precision):
             counts = _counts_of_step(model, balancer, [(tokens[part], targets[part]) for part in rows])
     for part, here in zip(rows, scored, strict=True):
-        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast():
+        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast(kind, precision):
             loss = model(tokens[part], targets[part])
         loss = loss / (sum(scored) / here) if here else loss * 0
         total = total + loss.detach()
@@ -192,15 +241,47 @@ def train_step(
                 loss = loss + switch / shares * switch_loss(routing, counts=counts[layer])
             if z:
                 loss = loss + z / shares * z_loss(routing)
+        if scaler is not None:
+            loss = loss * scaler.scale
         loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.clip)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if scaler is not None:
+        scaler.unscale(gradients)
+    sharded = get_total_norm(gradients)
+    norm = sharded.full_tensor() if hasattr(sharded, "full_tensor") else sharded
+    total = world.sum(total) / world.size
+    numbers = torch.stack((total, norm)).isfinite().tolist()  # the one look that a GPU is waited for
+    if not numbers[0] or not (numbers[1] or scaler):
+        raise Diverged(f"the loss is {total.item():.4g}, {_worst_gradient(model)}")
+    if scaler is None or scaler.update(numbers[1]):
+        clip_grads_with_norm_(model.parameters(), train_config.clip, sharded)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        balancer.step()
+    else:  # nor does the balancing bias move: the loads are those of a step that was not made
+        balancer.counts = None
+        for router in balancer.routers:
+            router.forget()
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
         optimizer.zero_grad()
-    balancer.step()
     return total, norm
+
+
+def _worst_gradient(model: torch.nn.Module) -> str:
+    """The first gradient with a number that is none, else the largest one."""
+    largest, where = 0.0, "no parameter"
+    for path, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        name = ".".join(part for part in path.split(".") if part not in ("module", "_orig_mod"))  # without wrappers
+        grad = parameter.grad.to_local() if hasattr(parameter.grad, "to_local") else parameter.grad
+        numbers = int(grad.isfinite().sum())
+        if numbers < grad.numel():
+            return f"{grad.numel() - numbers:,} of {grad.numel():,} numbers in the gradient of {name} are nan or inf"
+        largest, where = max((largest, where), (grad.abs().max().item(), name))
+    return f"the largest gradient is {largest:.4g}, in {where}"
 
 
 @torch.no_grad()
@@ -228,31 +309,3 @@ def _counts_of_step(model: torch.nn.Module, balancer: Balancer, parts: list) -> 
 
 def _counts(routings: list[Routing]) -> torch.Tensor:
     return torch.stack([routing.counts for routing in routings])
-
-
-class _Validation:
-    """Nats per token on the first windows of valid.bin."""
-
-    def __init__(self, data: Path, tokenizer: Tokenizer, settings: TrainConfig, device: torch.device):
-        shard = TokenShard(data / "valid.bin")
-        check_tokenizer(shard, tokenizer)
-        if len(shard.tokens) < 2:
-            raise DataError(f"{shard.path} has no token to score: prepare with more stories")
-        size = min(settings.seq_len, len(shard.tokens) - 1)
-        count = max(1, min(len(shard.tokens) - 1, VALID_TOKENS) // size)
-        tokens = torch.from_numpy(shard.tokens[: count * size + 1].astype("int64"))
-        self.tokens, self.targets = tokens[:-1].view(count, size), tokens[1:].view(count, size)
-        self.rows, self.device = settings.batch_size // settings.micro_batches, device
-        self.bf16 = settings.precision == "bf16"
-
-    @torch.no_grad()
-    def loss(self, model: LanguageModel) -> float:
-        total = 0.0
-        model.eval()
-        try:
-            for tokens, targets in zip(self.tokens.split(self.rows), self.targets.split(self.rows), strict=True):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    total += model(tokens.to(self.device), targets.to(self.device)).item() * len(tokens)
-        finally:
-            model.train()
-        return total / len(self.tokens)
