@@ -51,7 +51,17 @@ class Progress:
 class Run:
     """What a run is, and the files that say so."""
 
-    def __init__(self, data: Path, out: Path, config: ModelConfig, settings: TrainConfig, tokenizer, facts: dict):
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        config: ModelConfig,
+        settings: TrainConfig,
+        tokenizer,
+        facts: dict,
+        init: str | os.PathLike | None = None,
+        computed: dict[str, bool] | None = None,
+    ):
         self.out, self.config, self.settings, self.tokenizer = out, config, settings, tokenizer
         if "unfinished" in facts:
             raise MoemlaError(f"{data} was not finished: run `moemla prepare` again")
@@ -59,13 +69,8 @@ class Run:
             run = dict(model=config.to_dict(), train=asdict(settings), data=facts["hash"], splits=facts["splits"])
         except KeyError as error:
             raise MoemlaError(f"{data}/data.json is damaged ({error} is missing): prepare again") from error
-        absolute = os.fspath(data.resolve())
-        try:
-            folder = os.path.relpath(absolute, out.resolve())  # a run and its data may be moved together
-        except ValueError:  # another drive
-            folder = absolute
-        places = dict(folder=folder, absolute_folder=absolute)
-        self.facts = dict(version=VERSION) | run | dict(tokenizer=tokenizer.hash) | places
+        run |= dict(tokenizer=tokenizer.hash, init=None if init is None else _places(Path(init), out))
+        self.facts = dict(version=VERSION) | run | _places(data, out) | dict(computed=computed)
         self.saved = False  # whether there is a checkpoint to go on from
 
     def check(self, resume: bool) -> None:
@@ -95,6 +100,28 @@ class Run:
                 raise MoemlaError(
                     f"{out} holds a run with other settings ({changed}): repeat them, or name another folder"
                 )
+        self._check_init(before.get("init"))
+
+    def _check_init(self, before: dict | None) -> None:
+        """MoemlaError unless the run began with the weights that are named now; a checkpoint needs no name of them."""
+        now = self.facts["init"]
+        if (now is None and self.saved) or now == before:
+            return
+        same = now and before and any(now[name] == before.get(name) for name in ("folder", "absolute_folder"))
+        if not same:
+            began = f"began with the weights of {before['absolute_folder']}" if before else "began without init"
+            raise MoemlaError(f"{self.out} holds a run that {began}: repeat that, or name another folder")
+        self.facts["init"] = before
+
+    def begins_with(self, sha256: str) -> None:
+        """Notes the weights that the run begins with. MoemlaError if it began with others when it was started first."""
+        before = self.facts["init"].get("sha256", sha256)
+        if before != sha256:
+            place = self.facts["init"]["absolute_folder"]
+            raise MoemlaError(
+                f"{place} has other weights now than when {self.out} began with them: name another folder"
+            )
+        self.facts["init"]["sha256"] = sha256
 
     def begin(self) -> None:
         """Writes them where they are not there."""
@@ -102,6 +129,15 @@ class Run:
             self.tokenizer.save(self.out / "tokenizer.json")
             write_json(self.out / "config.json", dict(version=VERSION) | self.config.to_dict())
             write_json(self.out / "train.json", self.facts)
+
+
+def _places(folder: Path, run: Path) -> dict[str, str]:
+    """Where a folder lies: beside the run, since both may be moved together, and at this time."""
+    absolute = os.fspath(folder.resolve())
+    try:
+        return dict(folder=os.path.relpath(absolute, run.resolve()), absolute_folder=absolute)
+    except ValueError:  # another drive
+        return dict(folder=absolute, absolute_folder=absolute)
 
 
 class Log:
@@ -167,12 +203,13 @@ class Log:
         balancer: Balancer,
         valid_loss: float | None = None,
         scaler: LossScaler | None = None,
+        last: bool = False,
     ) -> None:
         """Notes a finished step; writes a row where one is due, unless `begin_writing` is left to another rank."""
         self.losses.append(loss)
         if balancer.counts is not None:
             self.window.append(torch.stack(balancer.counts))
-        if step % self.settings.log_every and step != self.settings.steps and valid_loss is None:
+        if step % self.settings.log_every and not last and valid_loss is None:
             return
         mean = torch.stack(self.losses).mean().item()
         self.losses.clear()
@@ -188,7 +225,7 @@ class Log:
             seconds=self.seconds,
             tokens_per_second=rate,
             utilisation=rate / self.peak_tokens,
-            seconds_left=(self.settings.steps - step) * each / rate,
+            seconds_left=0.0 if last else (self.settings.steps - step) * each / rate,
             grad_norm=float(norm) if norm.isfinite() else None,
             valid_loss=valid_loss,
         )

@@ -1,37 +1,34 @@
 """One step of training, and the loop: it goes on from a checkpoint as if nothing had happened. Built in chapter 5."""
 
-import math
 import os
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.checkpoint import checkpoint
 
 from moemla.balancing import Balancer, switch_loss, z_loss
-from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
-from moemla.config import ModelConfig, TrainConfig, require, stored_fields
+from moemla.checkpoint import best_of, save_best, shipped
+from moemla.config import ModelConfig, TrainConfig, require
 from moemla.devices import default_device, rewound, undisturbed, usable_device
 from moemla.distributed import ALONE, World
 from moemla.errors import Diverged
 from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
-from moemla.model import LanguageModel
-from moemla.optim import make_optimizers
+from moemla.model import LanguageModel, unwrapped
 from moemla.precision import DTYPES, LossScaler, autocast
 from moemla.routing import Routing, record_routing
-from moemla.runs import Log, Progress, Run
+from moemla.runs import Progress, Run
 from moemla.schedules import rate_at
+from moemla.session import Session
 from moemla.shards import Batches, TokenShard, check_tokenizer
 from moemla.tokenizer import Tokenizer
 from moemla.validation import Validation
-
-# What a checkpoint holds besides tensors; one from before an entry was there is read as if it held this.
-START = dict(step=0, seconds=0.0, losses=[], window=[], scaler=None)
 
 
 class _Interrupt:
@@ -70,6 +67,11 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     validate_every: int = 0,
     world: World = ALONE,
+    *,
+    patience: int = 0,
+    init: str | os.PathLike | None = None,
+    compile: bool = False,
+    recompute: bool = False,
 ) -> LanguageModel:
     """Trains on the shards in `data`, made by `moemla.data.prepare`; `out` becomes a run. Built in chapters 5 and 13.
 
@@ -77,7 +79,12 @@ def train(
     step has worked. With `resume` it goes on from the last checkpoint that can be read, or starts if there is none;
     batches, optimizer, balancing bias and random state continue exactly. Ctrl-C (or SIGTERM) ends after the step at
     hand with a checkpoint, and raises KeyboardInterrupt. With `validate_every` (steps; 0: never), the model is scored
-    on the first windows of valid.bin, which changes nothing in the training, and the best one is kept in `best/`.
+    on the first windows of valid.bin, which changes nothing in the training, and the best one is kept in `best/`; after
+    `patience` scores that are no better than the best the run is finished (0: never).
+
+    `init`, another run or a saved model, brings the first weights and balancing bias; optimizer and schedule begin
+    anew, and a run that goes on does not read it again. `compile` trains through torch.compile and `recompute` inside
+    `recomputed`, for time and for memory.
 
     Each rank of a `world` calls this alike and takes its rows of a batch; the losses of the log are means over all, and
     only rank 0 writes and reports. A signal to one of them ends all after the same step. Dropout draws the same numbers
@@ -85,13 +92,16 @@ def train(
     the others.
 
     ValueError or MoemlaError for settings, data or a folder that do not fit, or a run that another process writes;
-    Diverged for a loss that is no longer a number. The caller's random state and settings of torch stay as they are.
+    Diverged for a loss or a gradient that is no number: the state before that step is kept, as a checkpoint. The
+    caller's random state and settings of torch stay as they are.
     """
     data, out = Path(data), Path(out)
     device = usable_device(device) if device is not None else default_device()
-    for name, value in (("checkpoint_every", checkpoint_every), ("validate_every", validate_every)):
+    counts = dict(checkpoint_every=checkpoint_every, validate_every=validate_every, patience=patience)
+    for name, value in counts.items():
         whole = type(value) is int and value >= 0
         require(whole or (value is None and name == "checkpoint_every"), name, value, "must be 0 (not at all) or more")
+    require(not patience or validate_every > 0, "patience", patience, "needs validate_every=N, steps between scores")
     tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
     check_tokenizer(shard, tokenizer)
     facts = read_json(data / "data.json")
@@ -100,99 +110,78 @@ def train(
     right = f"must be at most max_seq_len={config.max_seq_len}"
     require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
     batches = Batches(shard, train_config.batch_size, train_config.seq_len, train_config.seed, world)
-    validation = Validation(data, tokenizer, train_config, device) if validate_every else None
-    run = Run(data, out, config, train_config, tokenizer, facts)
+    validation = Validation(data, tokenizer, train_config, device, validate_every, patience)
+    init = None if init is None else shipped(init)
+    run = Run(data, out, config, train_config, tokenizer, facts, init, dict(compile=compile, recompute=recompute))
 
     new = world.main and not out.exists()
     claim = claimed(out, "moemla train") if world.main else nullcontext()
     try:
         with claim, undisturbed(device):
-            return _train(
-                run, batches, validation, resume, checkpoint_every, device, on_progress, validate_every, world
-            )
+            run.check(resume)
+            rate = matmul_rate(device, DTYPES[train_config.precision])
+            session = Session(run, device, world, rate, init, on_progress)
+            with recomputed(session.model) if recompute else nullcontext():
+                wrapped = world.wrap(session.model)
+                model = torch.compile(wrapped, dynamic=False) if compile else wrapped
+                _train(session, model, batches, validation, checkpoint_every)
+            return session.model.eval()
     finally:
         if new:
             with suppress(OSError):  # it holds something, as it should
                 out.rmdir()
 
 
-def _train(
-    run: Run, batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every, world
-) -> LanguageModel:
-    out, train_config = run.out, run.settings
-    run.check(resume)
-    seed = torch.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
-    seed(train_config.seed)
-    torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
-    model = LanguageModel(run.config, device=device).train()
-    optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
-    balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate, world=world)
-    state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
-    state = START | stored_fields("the state", START, state)
-    scaler = LossScaler(**state["scaler"] or {}) if train_config.precision == "fp16" else None
-    wrapped = world.wrap(model)
-    best = ((best_of(out) if world.main else None) or {}).get("valid_loss", math.inf)
-    rate = matmul_rate(device, DTYPES[train_config.precision])
-    saved = state["step"]  # of the last checkpoint
-
-    def save(step: int) -> int:
-        if world.main:
-            held = dict(step=step, scaler=scaler and asdict(scaler))
-            save_checkpoint(out, model, optimizers, state | log.state() | held)
-        world.wait()  # the end of one rank may be the end of all
-        return step
-
-    def diverged(step: int, why: str) -> Diverged:
-        """The error of a run whose last step that was made is `step`; writes a checkpoint of it if that can be used."""
-        nonlocal saved
-        broken = _no_number(model, optimizers)
-        if broken:
-            why += f"; {broken} is not of numbers any more"
-        elif step > saved:
-            saved = save(step)
-        stays = f"--init {out} goes on from the state after step {saved}, in another folder" if saved else "start again"
-        return Diverged(f"{why}: {stays}, with a lower --lr")
-
-    log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
+def _train(session: Session, model: torch.nn.Module, batches: Batches, validation, checkpoint_every) -> None:
+    """The loop; `model` is the session's, wrapped as it is trained."""
+    run, world, log, settings = session.run, session.world, session.log, session.run.settings
+    optimizers, balancer, scaler, first = session.optimizers, session.balancer, session.scaler, session.state["step"]
+    device = session.model.embedding.weight.device
+    validation.take_up(session.state, best_of(run.out) if world.main else None)
     with _Interrupt() as interrupt, log:
-        for step in range(state["step"], train_config.steps):
-            lr = rate_at(step, train_config)
+        for step in range(first, settings.steps):
+            if validation.ended:
+                break
+            lr, batch = rate_at(step, settings), batches.batch(step)
             try:
                 with rewound(device):  # what is saved if it fails is the state before it
-                    loss, norm = train_step(
-                        wrapped, optimizers, balancer, batches.batch(step), lr, train_config, scaler, world
-                    )
+                    loss, norm = train_step(model, optimizers, balancer, batch, lr, settings, scaler, world)
             except Diverged as error:
-                epoch, window = batches.epoch(step), step * batches.batch_size % batches.windows
-                where = f"step {step + 1} (epoch {epoch}, from window {window} on)"
-                raise diverged(step, f"{where}: {error}") from error
-            if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
+                window = step * batches.batch_size % batches.windows
+                where = f"step {step + 1} (epoch {batches.epoch(step)}, from window {window} on)"
+                raise session.diverged(step, f"{where}: {error}", **validation.state()) from error
+            if step == first and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
                 log.begin_writing()
-            last = step + 1 == train_config.steps
-            validated = validation and (last or (step + 1) % validate_every == 0)
-            valid_loss = validation.loss(model) if validated else None
-            log.add(step + 1, loss, norm, lr, balancer, valid_loss, scaler)
-            if world.main and valid_loss is not None and valid_loss < best:
-                best = valid_loss
-                save_best(out, model, run.tokenizer, step + 1, best)
+            valid_loss = None
+            if validation.due(step + 1):
+                valid_loss = validation.loss(session.model, world)
+                if validation.note(valid_loss) and world.main:
+                    save_best(run.out, session.model, run.tokenizer, step + 1, valid_loss)
+            last = step + 1 == settings.steps or validation.ended
+            log.add(step + 1, loss, norm, lr, balancer, valid_loss, scaler, last)
             stop = world.any(interrupt.seen)  # asked once: a signal after this line is the next step's
             if last or stop or (checkpoint_every and (step + 1) % checkpoint_every == 0):
-                if _no_number(model, optimizers):
-                    raise diverged(step + 1, f"step {step + 1}")
-                saved = save(step + 1)
+                session.save(step + 1, **validation.state())
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
-    return model.eval()
 
 
-def _no_number(model: LanguageModel, optimizers) -> str | None:
-    """The name of a weight, or of one with something in an optimizer, that is no number: it could not be loaded."""
-    for name, parameter in model.named_parameters():
-        held = [value for optimizer in optimizers for value in optimizer.state.get(parameter, {}).values()]
-        if not all(tensor.isfinite().all() for tensor in (parameter.detach(), *held)):
-            return name
-    return None
+@contextmanager
+def recomputed(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the blocks of `model` keep nothing of a pass but their inputs, and backward makes the rest again.
+
+    Activation checkpointing: a third more work for a fraction of the memory. The numbers stay what they are, dropout
+    and the loads of the experts too, and no parameter has another name. The model may be wrapped. Built in chapter 13.
+    """
+    blocks = unwrapped(model).blocks
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class has one
 
 
 def train_step(
