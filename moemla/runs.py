@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moemla import complexity
-from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
+from moemla.balancing import Balancer, coefficient_of_variation, max_violation, noise_floor
 from moemla.config import VERSION, ModelConfig, TrainConfig, architecture, stored_fields
 from moemla.errors import MoemlaError
 from moemla.files import read_json, replacing, why, write_json
@@ -26,9 +26,11 @@ class Progress:
 
     `loss` is the mean nats per token since the last row; `load_cv` the coefficient of variation of the experts' load
     over the last `load_window` steps, mean over layers, and `load_cv_floor` what uniform random routing would show
-    there; `utilisation` the model's FLOPs (3 x forward) over this machine's own matrix-multiply rate; `valid_loss` the
-    nats per token on the validation windows, in the rows of steps that were validated. With precision="fp16" there are
-    `loss_scale` and `skipped`, the steps that overflowed; `grad_norm` is None where the row's own did.
+    there; the two lists are of the same steps, from the first layer with experts on, `max_violation` being the largest
+    load over the mean, minus one. `utilisation` is the model's FLOPs (3 x forward) over this machine's own
+    matrix-multiply rate; `valid_loss` the nats per token on the validation windows, in the rows of steps that were
+    validated. With precision="fp16" there are `loss_scale` and `skipped`, the steps that overflowed; `grad_norm` is
+    None where the row's own did.
     """
 
     step: int
@@ -46,6 +48,8 @@ class Progress:
     valid_loss: float | None = None
     loss_scale: float | None = None
     skipped: int | None = None  # steps so far
+    load_cv_by_layer: list[float] | None = None
+    max_violation_by_layer: list[float] | None = None
 
 
 class Run:
@@ -233,7 +237,9 @@ class Log:
             row.loss_scale, row.skipped = scaler.scale, scaler.skipped
         if self.window:
             counts = torch.stack(tuple(self.window)).sum(0)
-            row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
+            row.load_cv_by_layer = [coefficient_of_variation(layer) for layer in counts]
+            row.max_violation_by_layer = [max_violation(layer) for layer in counts]
+            row.load_cv = sum(row.load_cv_by_layer) / len(counts)
             row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
             row.load_window = len(self.window)
         try:
