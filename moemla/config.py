@@ -329,7 +329,7 @@ class TrainConfig:
     lr: float = 1e-2
     min_lr: float = 0.0
     warmup: int | None = None  # steps; 50
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # of the rate behind the warm-up; schedules.py
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # of the rate, after the warm-up
     decay: float = 0.2  # wsd: the last share of the steps, in which the rate falls
     weight_decay: float = 0.1
     clip: float = 1.0  # L2 norm of all gradients
