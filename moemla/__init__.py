@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         latent_attention as latent_attention,
         lessons as lessons,
         linear as linear,
+        loggers as loggers,
         losses as losses,
         measuring as measuring,
         model as model,
@@ -43,16 +44,20 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         optim as optim,
         paper as paper,
         plots as plots,
+        precision as precision,
         results as results,
         rope as rope,
         routing as routing,
         runs as runs,
+        schedules as schedules,
+        session as session,
         shards as shards,
         statistics as statistics,
         stories as stories,
         text as text,
         tokenizer as tokenizer,
         training as training,
+        validation as validation,
     )
     from moemla.attention import MultiHeadAttention as MultiHeadAttention
     from moemla.balancing import Balancer as Balancer

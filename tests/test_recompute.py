@@ -1,6 +1,7 @@
 """Activation checkpointing and torch.compile: other ways to the same numbers."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -86,12 +87,14 @@ def test_the_model_is_as_it_was_afterwards():
 
 
 def test_a_recomputed_run_goes_on_as_it_likes(tmp_path, data):
-    """With or without: it is no setting of what is learnt."""
+    """With or without: it is no setting of what is learnt. train.json says how the run was begun."""
     config, settings = micro(dropout=0.1), quick(6)
     straight = train(config, settings, data, tmp_path / "straight")
     with pytest.raises(Stop):
         train(config, settings, data, tmp_path / "cut", False, 2, on_progress=stop_after(3), recompute=True)
     assert same_weights(train(config, settings, data, tmp_path / "cut", True), straight)
+    facts = json.loads((tmp_path / "cut" / "train.json").read_text())
+    assert facts["computed"] == dict(compile=False, recompute=True) and "recompute" not in facts["train"]
 
 
 def test_the_model_is_trained_through_its_compiled_form(tmp_path, data, monkeypatch):

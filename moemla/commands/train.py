@@ -64,7 +64,7 @@ class Train:
     def chosen(cls, arguments: list[str]) -> type["Train"]:
         """The class whose defaults the arguments ask for."""
         paper = any(pair == ("--recipe", "paper") for pair in pairwise(arguments)) or "--recipe=paper" in arguments
-        return PaperTrain if paper else cls
+        return _Paper if paper else cls
 
     def __call__(self) -> None:
         from moemla.distributed import World
@@ -125,7 +125,7 @@ class Train:
 
 
 @dataclass
-class PaperTrain(Train):
+class _Paper(Train):
     """Trains a model on prepared data as the paper does (section 3.3); --resume goes on after an interruption.
 
     Its defaults were made for eight GPUs: on less, --micro-batches, --recompute, and --steps with --warmup.
