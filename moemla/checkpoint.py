@@ -12,17 +12,21 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from moemla import sharded
 from moemla.config import VERSION, ModelConfig
 from moemla.devices import undisturbed
-from moemla.errors import MoemlaError
+from moemla.distributed import ALONE, World, lost
+from moemla.errors import Elsewhere, MoemlaError
 from moemla.files import read_json, write_json
 from moemla.model import LanguageModel, unwrapped
+from moemla.parallel import whole
 from moemla.tokenizer import Tokenizer
 
 Content = TypeVar("Content")
@@ -74,6 +78,9 @@ def _checked(folder: Path, *names: str) -> dict:
     if isinstance(version, int) and version > VERSION:
         right = f"version {version}, this one knows {VERSION}"
         raise MoemlaError(f"{path} was written by a newer moemla ({right}): use that one")
+    shards = [name for name in sums if name.startswith("shard-")]
+    if shards:  # of more than one rank: no file holds the weights alone
+        names = (*(name for name in names if not name.endswith(".safetensors")), *shards, "random.safetensors")
     for name in names:
         try:
             if summed and sums.get(name) != _sum(folder / name):
@@ -83,13 +90,24 @@ def _checked(folder: Path, *names: str) -> dict:
     return state
 
 
-def _optimizer_tensors(optimizers, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
-    return {
-        f"{number}/{field}/{names[parameter]}": value.contiguous()
-        for number, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state.items()
-        for field, value in state.items()
-    }
+def _optimizer_tensors(model: nn.Module, optimizers) -> dict[str, torch.Tensor]:
+    """By "number/field/name of the parameter", as what all ranks hold together."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    held = {}
+    for number, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state.items():
+            for field, value in state.items():  # a fused AdamW counts its steps in a tensor
+                value = value if field == "step" else whole(model, parameter, value).contiguous()
+                held[f"{number}/{field}/{names[parameter]}"] = value
+    return held
+
+
+def _weights(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of a model: a head that is the embedding is not written twice."""
+    state = model.state_dict()
+    if model.tied:
+        del state["head.weight"]
+    return state
 
 
 def _sync(folder: Path) -> None:
@@ -106,42 +124,77 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def save_checkpoint(run: str | os.PathLike, model: nn.Module, optimizers, state: dict, keep: int = 2) -> Path:
+def save_checkpoint(
+    run: str | os.PathLike, model: nn.Module, optimizers, state: dict, keep: int = 2, world: World = ALONE
+) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
 
-    MoemlaError when it cannot be written (no space left): nothing half-written stays, earlier checkpoints do.
+    Each rank of a `world` calls it and writes its part; rank 0 opens all parts again before the checkpoint counts, so
+    all must see one folder. MoemlaError on every rank when one cannot write (no space left): nothing half-written
+    stays, earlier checkpoints do.
     """
-    from safetensors.torch import save_file
-
     model = unwrapped(model)
     folder = Path(run) / "checkpoints"
     target = folder / f"step-{state['step']:08d}"
     part = folder / f".{target.name}.part"
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    device = model.embedding.weight.device
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".step-*"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        model.save(part)
-        save_file(_optimizer_tensors(optimizers, names) | _random_state(device), part / "optimizer.safetensors")
-        sums = {path.name: _sum(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
-        write_json(part / "state.json", {"version": VERSION} | state | {"sha256": sums})
-        _sync(part)
-        if target.exists():
-            _remove(target)
-        os.replace(part, target)
-        _sync(folder)
-        for old in checkpoints(run)[:-keep]:
-            _remove(old)
+        with world.agreed():
+            if world.main:
+                _begin(folder, part)
+        with world.agreed():
+            _write(part, model, optimizers, world)
+        with world.agreed():
+            if world.main:
+                _finish(run, target, part, model, state, keep)
     except Exception as error:
-        shutil.rmtree(part, ignore_errors=True)
+        if world.main:
+            shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, Elsewhere) or lost(error):
+            raise
         raise MoemlaError(f"checkpoint {target} could not be written: {_brief(error)}") from error
     return target
 
 
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """What dropout draws from: the CPU's generator and the GPU's own."""
+def _begin(folder: Path, part: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step-*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir()
+
+
+def _write(part: Path, model: LanguageModel, optimizers, world: World) -> None:
+    from safetensors.torch import save_file
+
+    held = _optimizer_tensors(model, optimizers)
+    if world.size > 1:
+        sharded.write(part, _weights(model) | held)
+    else:
+        model.save(part)
+        save_file(held | _random_state(model), part / "optimizer.safetensors")
+
+
+def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageModel, state: dict, keep: int) -> None:
+    from safetensors.torch import save_file
+
+    if not (part / "optimizer.safetensors").exists():
+        config = replace(model.config, tie_embeddings=model.tied)
+        write_json(part / "config.json", {"version": VERSION} | config.to_dict())
+        sharded.contents(part)
+        save_file(_random_state(model), part / "random.safetensors")
+    sums = {path.name: _sum(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
+    write_json(part / "state.json", {"version": VERSION} | state | {"sha256": sums})
+    _sync(part)
+    if target.exists():
+        _remove(target)
+    os.replace(part, target)
+    _sync(target.parent)
+    for old in checkpoints(run)[:-keep]:
+        _remove(old)
+
+
+def _random_state(model: LanguageModel) -> dict[str, torch.Tensor]:
+    """What dropout draws from: the CPU's generator and the GPU's own; the same on every rank."""
+    device = model.embedding.weight.device
     state = {"rng": torch.get_rng_state()}
     return state | {"rng-cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
@@ -149,32 +202,56 @@ def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
 def load_checkpoint(path: str | os.PathLike, model: nn.Module, optimizers=()) -> dict:
     """Puts weights, optimizer and random state back; returns the saved `state`.
 
+    However many ranks wrote it, and however many there are now: each calls this with its model as it is trained.
     MoemlaError if it does not fit, is damaged, or holds a number that is none.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     path, model = Path(path), unwrapped(model)
     state = _checked(path, "model.safetensors", "optimizer.safetensors")
     _load_weights(model, path)
     try:
-        tensors = load_file(path / "optimizer.safetensors")
-        random, on_gpu = tensors.pop("rng"), tensors.pop("rng-cuda", None)
-        for name, tensor in tensors.items():
-            _require_numbers(name, tensor)
-        torch.set_rng_state(random)
-        if on_gpu is not None and model.embedding.weight.is_cuda:
-            torch.cuda.set_rng_state(on_gpu, model.embedding.weight.device)
-        parameters = dict(model.named_parameters())
-        for number, optimizer in enumerate(optimizers):
-            optimizer.state.clear()  # of a checkpoint that could be read in part
-            mine = {key: value for key, value in tensors.items() if key.startswith(f"{number}/")}
-            for key, value in mine.items():
-                _, field, name = key.split("/", 2)
-                parameter = parameters[name]
-                optimizer.state[parameter][field] = value.to(parameter.device)  # a fused AdamW counts its steps there
+        _load_optimizers(path, model, optimizers)
+        file = path / ("random.safetensors" if is_sharded(path) else "optimizer.safetensors")
+        with safe_open(file, framework="pt") as held:
+            torch.set_rng_state(held.get_tensor("rng"))
+            if "rng-cuda" in held.keys() and model.embedding.weight.is_cuda:  # noqa: SIM118
+                torch.cuda.set_rng_state(held.get_tensor("rng-cuda"), model.embedding.weight.device)
     except Exception as error:
         raise MoemlaError(f"checkpoint {path} cannot be read: {_brief(error)}") from error
     return state
+
+
+def _load_optimizers(path: Path, model: LanguageModel, optimizers) -> None:
+    parameters, tensors = dict(model.named_parameters()), {}
+    for optimizer in optimizers:
+        optimizer.state.clear()  # of a checkpoint that could be read in part
+    for key in sharded.contents(path):
+        number, _, rest = key.partition("/")
+        if not rest or int(number) >= len(optimizers):
+            continue
+        field, name = rest.split("/", 1)
+        parameter = parameters[name]
+        count = field == "step"  # of a fused AdamW: where its parameter is
+        value = torch.zeros((), device=parameter.device) if count else torch.zeros_like(parameter)
+        optimizers[int(number)].state[parameter][field] = value
+        tensors[key] = value if count else whole(model, parameter, value)
+    _read(path, tensors)
+
+
+def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fills them in place; MoemlaError where one of their numbers is none, or was not meant for this."""
+    for name, tensor in sharded.contents(path).items():
+        if name in tensors:
+            _require_floats(name, tensor)
+    sharded.read(path, tensors)
+    for name, tensor in tensors.items():
+        _require_numbers(name, tensor.to_local() if hasattr(tensor, "to_local") else tensor)
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether more than one rank wrote it."""
+    return any(folder.glob("shard-*.safetensors"))
 
 
 def _brief(error: Exception) -> str:
@@ -185,18 +262,25 @@ def _brief(error: Exception) -> str:
 
 def _require_numbers(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
     """MoemlaError naming the tensor if it is not of floats, or one of them is none, or is none as a `dtype`."""
-    if tensor.dtype not in FLOATS:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise MoemlaError(f"{name} holds {kind}: numbers of 16, 32 or 64 bits with a point are wanted")
+    _require_floats(name, tensor)
     if not tensor.to(dtype or tensor.dtype).isfinite().all():
         large = f"a number too large for {str(dtype).removeprefix('torch.')}"
         raise MoemlaError(f"{name} holds {large if tensor.isfinite().all() else 'NaN or inf'}")
+
+
+def _require_floats(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise MoemlaError(f"{name} holds {kind}: numbers of 16, 32 or 64 bits with a point are wanted")
 
 
 def _load_weights(model: LanguageModel, folder: Path) -> None:
     from safetensors.torch import load_file
 
     try:
+        if is_sharded(folder) or any(hasattr(tensor, "to_local") for tensor in model.state_dict().values()):
+            _read(folder, _weights(model))
+            return
         weights, own = load_file(folder / "model.safetensors"), model.state_dict()
         for name, tensor in weights.items():
             _require_numbers(name, tensor, own[name].dtype if name in own else None)
@@ -250,27 +334,19 @@ def _model(folder: Path, device, is_checkpoint: bool) -> LanguageModel:
     return model
 
 
-def data_folder(run: str | os.PathLike) -> Path:
-    """Where the prepared data of a run lies now: by its place beside the run, else by its place at the time.
-
-    The folder's data.json must hold the hash that the run was trained on; MoemlaError where none does.
-    """
-    run = Path(run)
-    facts = read_json(run / "train.json")
-    folder = str(facts.get("folder", ""))
-    if facts.get("version", 0):
-        candidates = [run / folder, Path(str(facts.get("absolute_folder", folder)))]
-    else:  # relative to where the training was started
-        candidates = [Path(folder), *(parent / folder for parent in run.resolve().parents)]
-    for candidate in candidates:
-        record = candidate / "data.json"
-        if record.is_file() and read_json(record).get("hash") == facts.get("data"):
-            return candidate
-    raise MoemlaError(f"the data of {run} is not in {candidates[0]} (any more): name stories to score with --text FILE")
-
-
-def save_best(run: str | os.PathLike, model: LanguageModel, tokenizer: Tokenizer, step: int, valid_loss: float) -> None:
-    """Makes this model the one in `best/`, whole or not at all."""
+def save_best(
+    run: str | os.PathLike,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    step: int,
+    valid_loss: float,
+    world: World = ALONE,
+) -> None:
+    """Makes this model the one in `best/`, whole or not at all; every rank of a `world` calls it."""
+    if not world.main:
+        if world.parallel == "fsdp" or world.expert_parallel > 1:
+            model.save(run)  # lends its parts and writes nothing
+        return
     target, part, old = (Path(run) / name for name in ("best", ".best.part", ".best.old"))
     try:
         shutil.rmtree(part, ignore_errors=True)  # by a process that was killed

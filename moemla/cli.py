@@ -19,7 +19,7 @@ import tyro
 from moemla import __version__
 from moemla.commands import COMMANDS
 from moemla.config import TrainConfig
-from moemla.errors import MoemlaError
+from moemla.errors import Elsewhere, MoemlaError
 
 # What tyro calls a type, and what is said of it here.
 KINDS = {"INT": "a whole number", "[INT": "whole numbers", "FLOAT": "a number", "{None}": "None"}
@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone; what is left to write, on leaving too, goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except Elsewhere:
+        return 1
     except Exception as error:
         if debug:
             raise
@@ -78,10 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parsed(arguments: list[str]) -> Any:
     """The command that the arguments ask for. A wrong value is said in one line, and without tyro's names of it."""
     said = io.StringIO()
+    commands = {name: getattr(kind, "chosen", lambda _, kind=kind: kind)(arguments) for name, kind in COMMANDS.items()}
     try:
         with redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments
+                commands, prog="moemla", description=DESCRIPTION, args=arguments
             )
     except SystemExit:
         sys.stdout.flush()  # the help, for a reader who may have gone

@@ -27,3 +27,7 @@ def optional(package: str, extra: str) -> ModuleType:
         if error.name != package:
             raise
         raise MoemlaError(f"{package} is not installed: pip install 'moemla[{extra}]'") from error
+
+
+class Elsewhere(MoemlaError):
+    """Another rank cannot do its part, and says why; this one ends with it."""

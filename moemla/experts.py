@@ -185,6 +185,8 @@ class _Grouped(torch.autograd.Function):
         dz = activation_gradient(z, dhidden.mul_(weight), ctx.activation)
         dw_out = blocks.product_of_blocks(hidden * weight, dy) if ctx.needs_input_grad[2] else None
         dw_in = blocks.product_of_blocks(exchange.dispatch(slots.gather(x)), dz) if ctx.needs_input_grad[1] else None
+        if exchange.share != 1:
+            dw_in, dw_out = (None if grad is None else grad.mul_(exchange.share) for grad in (dw_in, dw_out))
         dx = slots.combine(exchange.combine(blocks.product(dz, w_in.mT))) if ctx.needs_input_grad[0] else None
         return dx, dw_in, dw_out, None, dgate, None, None
 
@@ -217,8 +219,11 @@ class LocalDispatcher:
     A dispatcher that sends them to other ranks is put in its place from outside. `dispatcher(expert)` is called once a
     pass with the expert of each row, (M,) sorted, and gives an exchange: `counts` (E',), the rows that come to each of
     the experts that are here, whose weights w_in and w_out hold; `dispatch` and `combine`, each the transpose, and so
-    the backward, of the other. How many experts there are on all ranks is its own to know.
+    the backward, of the other; `share`, a factor for the weights' gradients. How many experts there are on all ranks is
+    its own to know.
     """
+
+    share = 1.0
 
     def __init__(self, expert: Int[Tensor, "m"], n_experts: int):
         counts = torch.zeros(n_experts, dtype=torch.int64, device=expert.device)

@@ -309,17 +309,18 @@ class LanguageModel(Layer):
         """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`.
 
         A head that is no longer the embedding is written too, and the config says so: tie_embeddings is what is true.
-        Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2 every rank calls it, and the first one writes.
+        Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2, or with experts
+        over ranks, every rank calls it, and the first one writes.
         """
         from safetensors.torch import save
 
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         state = self.state_dict()
-        sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # FSDP2: all gather, one writes
+        sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # all gather, one writes
         state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
         if sharded and torch.distributed.get_rank():
             return
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in state.items()}
         if self.tied:
             del weights["head.weight"]

@@ -58,12 +58,44 @@ class Muon(torch.optim.Optimizer):
                         state["momentum"] = torch.zeros_like(parameter)
                     state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                     update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's look ahead
-                    updates.append(update.reshape(-1, *shape))
+                    updates.append(_matrices(update).reshape(-1, *shape))
                 stacked = orthogonalise(torch.cat(updates))
                 scale = 0.2 * math.sqrt(max(shape))
                 for parameter, update in zip(parameters, stacked.split([len(u) for u in updates]), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+                    _local(parameter).add_(_part(update, parameter), alpha=-group["lr"] * scale)
+
+
+def _cut(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which a rank holds a part: FSDP2's."""
+    return hasattr(tensor, "to_local")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that may be cut."""
+    return tensor.to_local() if _cut(tensor) else tensor
+
+
+def _cut_between(tensor: Tensor) -> bool:
+    """Whether a cut tensor is a stack that is cut between its matrices: this rank's are whole."""
+    return tensor.dim() == 3 and all(place.is_shard(0) for place in tensor.placements)
+
+
+def _matrices(update: Tensor) -> Tensor:
+    """Whole matrices of an update: those here, where it is cut between them; else all, gathered on every rank."""
+    if not _cut(update):
+        return update
+    return update.to_local() if _cut_between(update) else update.full_tensor()
+
+
+def _part(update: Tensor, parameter: Tensor) -> Tensor:
+    """What of the whole matrices `update` is this rank's part of the parameter."""
+    if _cut(parameter) and not _cut_between(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        whole = update.view(parameter.shape)
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
+    return update.view_as(_local(parameter))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> tuple[list[nn.Parameter], list[dict]]:
@@ -108,13 +140,24 @@ def make_optimizers(
     matrices, rest = parameter_groups(model, weight_decay)
     if optimizer == "adamw":
         groups = [dict(params=matrices, weight_decay=weight_decay), *rest]
-        return [torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+        return [torch.optim.AdamW(_by_mesh(groups), lr=lr, betas=betas, fused=True)]
     if optimizer == "muon" and not matrices:
         raise ValueError("optimizer='muon': the model has no `blocks` and no MixtureOfExperts; choose 'adamw'")
     if optimizer == "muon":
-        adam = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
+        adam = torch.optim.AdamW(_by_mesh(rest), lr=lr, betas=betas, fused=True)
         return [Muon(matrices, lr=lr, weight_decay=weight_decay), adam]
     raise ValueError(f"optimizer={optimizer!r}: choose 'muon' or 'adamw'")
+
+
+def _by_mesh(groups: list[dict]) -> list[dict]:
+    """The groups, parted so that each holds tensors of one mesh of ranks (or of none): a fused step takes no others."""
+    parted = []
+    for group in groups:
+        meshes = defaultdict(list)
+        for parameter in group["params"]:
+            meshes[getattr(parameter, "device_mesh", None)].append(parameter)
+        parted += [group | {"params": parameters} for parameters in meshes.values()] or [group]
+    return parted
 
 
 def learning_rate(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:

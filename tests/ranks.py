@@ -3,6 +3,7 @@
 import signal
 import warnings
 from dataclasses import asdict
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from moemla.distributed import ALONE, World
 from moemla.model import LanguageModel, unwrapped
 from moemla.moe import MixtureOfExperts
 from moemla.optim import make_optimizers
+from moemla.parallel import RankDispatcher, wrap
 from moemla.routing import Router, record_routing
 from moemla.training import train_step
 from tests.helpers import model_of, shake, tokens_of
@@ -137,38 +139,12 @@ def passed(moe: MixtureOfExperts, x: torch.Tensor) -> dict:
     return dict(out=out.detach(), x=x.grad, **grads)
 
 
-class AllToAll:
-    """A dispatcher over ranks, of which each holds E / size experts."""
-
-    def __init__(self, expert: torch.Tensor):
-        size = dist.get_world_size()
-        leaving = torch.bincount(expert, minlength=E).view(size, -1)  # rows to each rank, by its experts
-        coming = torch.empty_like(leaving)
-        dist.all_to_all_single(coming, leaving)
-        self.counts = coming.sum(0)
-        self.leaving, self.coming = leaving.sum(1).tolist(), coming.sum(1).tolist()
-        expert = torch.arange(E // size).repeat(size).repeat_interleave(coming.flatten())
-        self.order = expert.argsort(stable=True)  # rows come by rank and are wanted by expert
-
-    def dispatch(self, rows):
-        came = rows.new_empty(sum(self.coming), rows.shape[1])
-        dist.all_to_all_single(came, rows.contiguous(), self.coming, self.leaving)
-        return came[self.order]
-
-    def combine(self, rows):
-        by_rank = torch.empty_like(rows)
-        by_rank[self.order] = rows
-        back = rows.new_empty(sum(self.leaving), rows.shape[1])
-        dist.all_to_all_single(back, by_rank, self.leaving, self.coming)
-        return back
-
-
 def spread(world: World, idle: bool) -> dict:
     """A layer whose experts are spread over the ranks, each with sequences of its own; `idle`: rank 0 has none."""
     moe, x = layer()
     routed = moe.experts
     routed.w_in, routed.w_out = (nn.Parameter(w.chunk(world.size)[world.rank]) for w in (routed.w_in, routed.w_out))
-    routed.dispatcher = AllToAll
+    routed.dispatcher = partial(RankDispatcher, n_experts=E, group=dist.group.WORLD)
     parts = [x[:0], *x.tensor_split(world.size - 1)] if idle else x.tensor_split(world.size)
     return passed(moe, parts[world.rank])
 
@@ -213,7 +189,7 @@ def work(rank: int, world: int, folder: str) -> None:
         here = World.current()
         mesh = here.mesh
         out = dict(sums=sums(fresh(), rank, world), together=together(here))
-        wrapped = here.wrap(fresh())
+        wrapped = wrap(fresh(), here)
         out["ddp"] = train(wrapped, "muon", "sign", rank, world, micro_batches=2)
         unwrapped(wrapped).save(f"{folder}/ddp-{rank}")
         out["story"] = moemla.generate(wrapped, torch.tensor([[3, 4]]), 5)
@@ -221,7 +197,7 @@ def work(rank: int, world: int, folder: str) -> None:
         out["own world"] = train(fresh(), "muon", "sign", rank, world, world=ALONE)
         out["spread"] = [spread(here, idle) for idle in (False, True)]
         training.matmul_rate = lambda device, dtype: 1e9  # two that measure at once would wait for each other
-        out["trained"] = trained(f"{folder}/data", f"{folder}/run-{rank}", here)
+        out["trained"] = trained(f"{folder}/data", f"{folder}/run-all", here)
         out["stopped"] = stopped(f"{folder}/data", f"{folder}/run", here)
         out["resumed"] = trained(f"{folder}/data", f"{folder}/run", here, resume=True)
         model = sharded(fresh(), mesh)

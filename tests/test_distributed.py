@@ -10,12 +10,13 @@ from torch import nn
 
 from moemla.balancing import Balancer
 from moemla.distributed import ALONE, World
+from moemla.parallel import wrap
 
 
 def test_alone():
     model, numbers = nn.Linear(2, 2), torch.tensor([3, 4])
     assert World.current() == ALONE == World(0, 1) and ALONE.main
-    assert ALONE.mesh is None and ALONE.wrap(model) is model
+    assert ALONE.mesh is None and wrap(model, ALONE) is model
     assert ALONE.sum(numbers) is numbers and numbers.tolist() == [3, 4]
     assert ALONE.any(True) and not ALONE.any(False)
     ALONE.wait()

@@ -25,9 +25,10 @@ class Evaluate:
     """cpu, cuda, cuda:1; default: the GPU if there is one."""
 
     def __call__(self) -> None:
-        from moemla.checkpoint import data_folder, load
+        from moemla.checkpoint import load
         from moemla.evaluation import evaluate
         from moemla.files import read_json
+        from moemla.runs import data_folder
         from moemla.text import read_stories
 
         model, tokenizer = load(self.run, device_of(self.device))
