@@ -86,7 +86,7 @@ def _parsed(arguments: list[str]) -> Any:
     except SystemExit:
         sys.stdout.flush()  # the help, for a reader who may have gone
         text = said.getvalue()
-        flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", text).split())
+        flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]|-{4,}", " ", text).split())
         wrong = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: \S+ (\S+).*)? For full helptext", flat)
         if wrong is None:
             sys.stderr.write(text)

@@ -92,12 +92,11 @@ def back_end(config: ModelConfig, step: Step) -> str | None:
 
         from moemla.experts import choose
 
-        anywhere = torch.zeros(1) if step.on_cpu else torch.zeros(1, device="meta")
-        x, w_out = (
-            anywhere.expand(*shape)
-            for shape in ((step.tokens, config.d_model), (config.n_experts, config.d_expert, config.d_model))
-        )
-        name = choose(x, w_out, config.top_k)
+        anywhere = torch.zeros(1, device="cpu" if step.on_cpu else "meta")
+        x = anywhere.expand(step.tokens, config.d_model)
+        w_out = anywhere.expand(config.n_experts, config.d_expert, config.d_model)
+        with torch.enable_grad():
+            name = choose(x, w_out, config.top_k)
     require(name in ("masked", "grouped"), "backend", name, "memory is known for 'masked' and 'grouped'")
     return name
 

@@ -7,13 +7,13 @@ from moemla.commands.evaluate import Evaluate
 from moemla.commands.experiment import Experiment
 from moemla.commands.export import Export
 from moemla.commands.generate import Generate
-from moemla.commands.plan import PlanRun
+from moemla.commands.plan import Plan
 from moemla.commands.prepare import Prepare
 from moemla.commands.train import Train
 
 COMMANDS = {
     "prepare": Prepare,
-    "plan": PlanRun,
+    "plan": Plan,
     "train": Train,
     "evaluate": Evaluate,
     "generate": Generate,

@@ -3,19 +3,20 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from moemla import planning
 from moemla.commands.terminal import Flag, Flat, print_json
 from moemla.config import MATCHES, SIZES, VARIANTS, ModelConfig, setting
-from moemla.planning import GB, ROOM, Job, Plan, plan
+from moemla.planning import GB, ROOM
 
 
 @dataclass
-class PlanRun:
+class Plan:
     """Says what a training will hold, take and cost, before it runs; the defaults are the paper's recipe.
 
     Arithmetic: how much of a card's peak is reached (--mfu) is an assumption, and nothing was measured on the card.
     """
 
-    job: Flag[Flat[Job]]
+    job: Flag[Flat[planning.Job]]
     size: Literal[tuple(SIZES)] = "M"
     variant: Literal[VARIANTS] = "moe-mla-rope"
     matched: Literal[MATCHES] = "parameters"
@@ -30,7 +31,7 @@ class PlanRun:
         length = max(ModelConfig.max_seq_len, self.job.seq_len)
         changes = dict(dropout=self.dropout, max_seq_len=length) | dict(setting(text) for text in self.set)
         config = ModelConfig.preset(self.size, self.variant, self.matched, self.vocab_size, **changes)
-        answer = plan(config, self.job)
+        answer = planning.plan(config, self.job)
         if self.json:
             print_json(dict(model=config.to_dict(), job=asdict(self.job), plan=asdict(answer)))
             return
@@ -38,7 +39,7 @@ class PlanRun:
         show(answer, self.job)
 
 
-def show(answer: Plan, job: Job) -> None:
+def show(answer: planning.Plan, job: planning.Job) -> None:
     """Prints a plan: parameters, one GPU's memory by part, hours and cost."""
     total, active, embedding = (answer.parameters[name] for name in ("total", "active", "embedding"))
     print(f"  {total:,} parameters, {active:,} of them active for a token, {embedding:,} in the embedding")
