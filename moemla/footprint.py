@@ -215,11 +215,16 @@ def _matrices(config: ModelConfig, layer: int, step: Step) -> int:
     return attention + biases + inner * c.d_model * c.d_ff
 
 
+def _routed(config: ModelConfig, layer: int, step: Step) -> int:
+    """Numbers of a block's routed experts on this device."""
+    c = config
+    each = (3 if c.activation == "swiglu" else 2) * c.d_model * c.d_expert
+    return _experts_here(c, step) * each if layer >= complexity.dense_layers(c) else 0
+
+
 def _leaves(config: ModelConfig, layer: int, step: Step) -> int:
     """Numbers of the matrices whose 16-bit copies autocast itself makes, and keeps until the loss is there."""
-    c = config
-    experts = _experts_here(c, step) * (3 if c.activation == "swiglu" else 2) * c.d_model * c.d_expert
-    return _matrices(c, layer, step) - _router(c, layer) - experts * (layer >= complexity.dense_layers(c))
+    return _matrices(config, layer, step) - _router(config, layer) - _routed(config, layer, step)
 
 
 def _norms(config: ModelConfig) -> int:
@@ -241,7 +246,8 @@ def footprint(config: ModelConfig, step: Step) -> Footprint:
     The loss, with every activation and a block of logits; its backward, where the gradient of the head is scaled; the
     feed-forward and the attention of each block on the way back; the token table's gradient; the optimizer. With
     micro-batches the second one counts, which finds gradients there. Under DDP its buckets are a second copy of the
-    gradients; under FSDP the token table is gathered, and the block at hand with its whole gradients.
+    gradients, but of experts that are spread; under FSDP the token table is gathered, and the block at hand with its
+    whole gradients.
     """
     c, n = config, step.tokens
     shards = step.gpus if step.parallel == "fsdp" else 1
@@ -252,9 +258,10 @@ def footprint(config: ModelConfig, step: Step) -> Footprint:
     numbers = outside + sum(blocks)
     table = c.vocab_size * c.d_model * WIDE
     gathered = (outside + max(here)) * WIDE if shards > 1 else 0
+    spread = sum(_routed(c, layer, step) for layer in range(c.n_layers)) if step.expert_parallel > 1 else 0
     held = dict(
         weights=numbers * WIDE // shards + _buffers(c),
-        gradients=numbers * WIDE if step.gpus > 1 and shards == 1 else 0,
+        gradients=(numbers - spread) * WIDE if step.gpus > 1 and shards == 1 else 0,  # DDP's buckets
         optimizer=_optimizer(c, owner, numbers) // shards,
     )
     before = numbers * WIDE // shards if step.micro_batches > 1 else 0

@@ -197,6 +197,8 @@ def test_experts_over_devices_keep_their_share():
     here = counted.total - counted.routed + counted.routed * 8 // 62  # 62 experts: six devices have 8, two have 7
     assert apart["weights"] - 4 * here < 4 * config.max_seq_len * 3 * 64 + 10**5  # the rest is tables
     assert apart["optimizer"] == 8 * here
+    rest = counted.total - counted.routed
+    assert apart["gradients"] == 4 * rest  # at the loss there are none but DDP's buckets, which leave the experts out
     both = footprint(config, Step(**step, expert_parallel=8, parallel="fsdp")).parts
     assert both["optimizer"] == 8 * counted.total // 8  # everything is divided by eight once, not twice
     with pytest.raises(ValueError, match="backend='masked': experts over several devices need 'grouped'"):
