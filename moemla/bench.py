@@ -291,7 +291,7 @@ def _use(model: LanguageModel, backend: str, graph: Callable | None = None) -> C
     for module in model.modules():
         if isinstance(module, Experts):
             module.backend = backend
-    return graph or model
+    return model if graph is None else graph  # a compiled module asks its inside for a length
 
 
 def _step(loss: Callable[[], Tensor], model: nn.Module, device, dtype) -> Callable:
