@@ -165,6 +165,14 @@ def gpu() -> str:
     )
 
 
+def speedrun() -> str:
+    """The board."""
+    from tools.speedrun import table
+
+    kept = measured_here("speedrun")
+    return "\n" + table(kept) + "\n" if kept else "\nNo run has been made under these rules yet.\n"
+
+
 BLOCKS = {
     "gpu": gpu,
     "chapters": chapters,
@@ -173,8 +181,9 @@ BLOCKS = {
     "benches": benches,
     "latent-cost": latent_cost,
     "machines": machines,
+    "speedrun": speedrun,
 }
-FILES = ("README.md", "book/preface.md")
+FILES = ("README.md", "book/preface.md", "book/speedrun.md")
 
 
 def filled(text: str) -> str:
