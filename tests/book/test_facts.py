@@ -15,12 +15,13 @@ from tests.test_results import ORIGIN
 from tools import facts, pages
 from tools.book import ROOT
 
-README, PREFACE = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
+README, PREFACE, SPEEDRUN = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
 
 
 def test_the_blocks_are_there():
     assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "gpu", "ledger", "latent-cost"]
     assert facts.blocks_of(PREFACE) == ["chapters", "ledger", "machines"]
+    assert facts.blocks_of(SPEEDRUN) == ["speedrun"]
     for text in (README, PREFACE):
         assert text.count("written by tools/pages.py -->") == text.count("<!-- end of ") == len(facts.blocks_of(text))
 
