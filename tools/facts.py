@@ -48,7 +48,7 @@ def ledger() -> str:
     texts = [
         f"{found['computed']} follow from settings that the paper states",
         f"{found['consistent']} agree with its other numbers",
-        f"{found['measured'] or 'none'} were measured here",
+        f"{found['measured'] or 'none'} {'was' if found['measured'] == 1 else 'were'} measured here",
         f"{found['contradicted']} are contradicted",
         f"{found['undetermined']} cannot be decided from the text ({readings} of them hold under a reading that it "
         "does not state)",
