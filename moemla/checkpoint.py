@@ -24,7 +24,7 @@ from moemla.config import VERSION, ModelConfig
 from moemla.devices import undisturbed
 from moemla.distributed import ALONE, World, lost
 from moemla.errors import Elsewhere, MoemlaError
-from moemla.files import read_json, write_json
+from moemla.files import read_json, sha256, write_json
 from moemla.model import LanguageModel, unwrapped
 from moemla.parallel import whole
 from moemla.tokenizer import Tokenizer
@@ -58,11 +58,6 @@ def newest(run: str | os.PathLike, read: Callable[[Path], Content]) -> Content:
     raise MoemlaError(f"{run} holds no model: neither model.safetensors nor a complete checkpoint")
 
 
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sum_of(state: dict) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
@@ -83,7 +78,7 @@ def _checked(folder: Path, *names: str) -> dict:
         names = (*(name for name in names if not name.endswith(".safetensors")), *shards, "random.safetensors")
     for name in names:
         try:
-            if summed and sums.get(name) != _sum(folder / name):
+            if summed and sums.get(name) != sha256(folder / name):
                 raise MoemlaError(f"{folder / name} is damaged: its checksum does not fit")
         except OSError as error:
             raise MoemlaError(f"{folder / name} cannot be read: {error.strerror}") from error
@@ -181,7 +176,7 @@ def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageMod
         write_json(part / "config.json", {"version": VERSION} | config.to_dict())
         sharded.contents(part)
         save_file(_random_state(model), part / "random.safetensors")
-    sums = {path.name: _sum(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
+    sums = {path.name: sha256(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
     write_json(part / "state.json", {"version": VERSION} | state | {"sha256": sums})
     _sync(part)
     if target.exists():

@@ -14,7 +14,7 @@ from typing import Any
 
 from moemla.config import require, require_count
 from moemla.errors import DataError
-from moemla.files import claimed, replacing, why
+from moemla.files import claimed, replacing, sha256, why
 from moemla.shards import TokenShard, check_tokenizer, write_shard
 from moemla.text import SEPARATOR, Report, fetch_claimed, read_stories, then, watched
 from moemla.tokenizer import MIN_VOCAB, Tokenizer, check_vocab_size, in_groups
@@ -214,9 +214,7 @@ def _prepared(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 def _file_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Name, bytes and sha256 of an input file; its folder stays out of `data.json`."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"name": Path(path).name, "bytes": file.tell(), "sha256": digest}
+        return {"name": Path(path).name, "bytes": Path(path).stat().st_size, "sha256": sha256(path)}
     except OSError as error:
         raise DataError(f"cannot read {path}: {why(error)}") from error
 

@@ -6,6 +6,7 @@ Built in chapter 13.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -30,6 +31,12 @@ def why(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return "no space left"
     return error.strerror or str(error)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

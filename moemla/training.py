@@ -233,21 +233,23 @@ def train_step(
         with autocast(kind, precision):
             counts = _counts_of_step(model, balancer, [(tokens[part], targets[part]) for part in rows])
     for part, here in zip(rows, scored, strict=True):
-        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast(kind, precision):
-            loss = model(tokens[part], targets[part])
-        loss = loss / (sum(scored) / here) if here else loss * 0
-        total = total + loss.detach()
-        if switch and counts is None:
-            counts = balancer.sum_over_ranks(_counts(routings))
-        shares = size / len(tokens[part])
-        for layer, routing in enumerate(routings):
-            if switch:
-                loss = loss + switch / shares * switch_loss(routing, counts=counts[layer])
-            if z:
-                loss = loss + z / shares * z_loss(routing)
-        if scaler is not None:
-            loss = loss * scaler.scale
-        loss.backward()
+        unheard = part is not rows[-1] and hasattr(model, "no_sync")  # copies speak once a step, not once a part
+        with model.no_sync() if unheard else nullcontext():
+            with record_routing(model) if switch or z else nullcontext([]) as routings, autocast(kind, precision):
+                loss = model(tokens[part], targets[part])
+            loss = loss / (sum(scored) / here) if here else loss * 0
+            total = total + loss.detach()
+            if switch and counts is None:
+                counts = balancer.sum_over_ranks(_counts(routings))
+            shares = size / len(tokens[part])
+            for layer, routing in enumerate(routings):
+                if switch:
+                    loss = loss + switch / shares * switch_loss(routing, counts=counts[layer])
+                if z:
+                    loss = loss + z / shares * z_loss(routing)
+            if scaler is not None:
+                loss = loss * scaler.scale
+            loss.backward()
     if scaler is not None:
         scaler.unscale(gradients(model))
     norm = gradient_norm(model, world)

@@ -92,6 +92,28 @@ def run(data: str, out: str, world: World = ALONE, resume: bool = False, stop: b
     return weights_of(model)
 
 
+def heard(world: World) -> list[int]:
+    """How often copies speak in a step: of one part, and of three."""
+    counts = []
+    for parts in (1, 3):
+        model, said = wrap(fresh(torch.float64), world), []
+
+        def hook(_, bucket, said=said):
+            said.append(bucket.index())
+            return (
+                dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda f: f.value()[0] / world.size)
+            )
+
+        model.register_comm_hook(None, hook)
+        settings = TrainConfig(batch_size=ROWS // world.size, micro_batches=parts)
+        batch = [
+            part.chunk(world.size)[world.rank] for part in (tokens_of(ROWS, 9) % 37, tokens_of(ROWS, 9, seed=1) % 37)
+        ]
+        train_step(model, make_optimizers(model), Balancer(model, world=world), batch, 1e-2, settings, world=world)
+        counts.append(len(said))
+    return counts
+
+
 def without_room(folder: str, world: World) -> list[str]:
     """What each rank says when the last one has no room for its part of a checkpoint."""
     model = wrap(fresh(torch.float32), world)
@@ -133,6 +155,7 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     single=train(torch.float32, 25, 3e-4, "muon", world),
                     **{kind: train(torch.float32, 6, 3e-4, "muon", world, precision=kind) for kind in ("bf16", "fp16")},
                     full=without_room(f"{folder}/{name}", world),
+                    heard=heard(world) if name in ("ddp", "experts") else None,
                 )
         if rank == 0:
             torch.save(out, f"{folder}/found-{size}-{resume}.pt")

@@ -52,6 +52,12 @@ def test_two_ranks_learn_what_one_learns(found, alone, layout, training, toleran
     assert wanted["norms"].max() > 1  # some are clipped
 
 
+@pytest.mark.parametrize("layout", ["ddp", "experts"])
+def test_copies_speak_once_a_step_and_not_once_a_part(found, layout):
+    once, in_parts = found[layout]["heard"]
+    assert once == in_parts >= 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bits_are_near(found, alone, layout, precision):

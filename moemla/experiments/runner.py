@@ -4,7 +4,6 @@ A folder is read once. A finished cell is found again by its name and all its se
 only the cells that it was in, and these go on from what they left in their scratch folders. Built in chapter 15.
 """
 
-import hashlib
 import math
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 from moemla import results
 from moemla.cells import BUILTIN, Cell, digest, distinct
 from moemla.experiments import NAMES, find
+from moemla.files import sha256
 from moemla.results import Result, ResultError, folder_for, load, path_of, provenance, same, write
 
 WORK = ".work"  # in a folder of results: prepared text, and scratch folders of unfinished cells
@@ -64,15 +64,10 @@ def prepared(
     if tokenizer != "bpe":
         settings |= dict(tokenizer=tokenizer, vocab_size=None)
     texts = dict(train=train_text, valid=valid_text)
-    key = digest(settings | {split: _sha256(path) for split, path in texts.items() if path})
+    key = digest(settings | {split: sha256(path) for split, path in texts.items() if path})
     shards = Path(folder) / WORK / f"data-{settings['source']}-{key}"
     facts = prepare(shards, **settings, **texts)
     return Text(settings["source"], facts["hash"], facts["tokenizer"]["vocab_size"], shards)
-
-
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run(
@@ -85,7 +80,6 @@ def run(
     workers: int = WORKERS,
     report: Report | None = None,
     progress: Callable | None = None,
-    watch: Watch | None = None,
 ) -> list[Result]:
     """All runs of an experiment at a scale that have no result yet; results of all of them.
 
@@ -97,7 +91,7 @@ def run(
     folder = folder_for(scale, folder)
     plan = planned_run(experiment, scale, folder, train_text, valid_text, seeds, progress)
     with pool_for([plan], workers) as (pool, slots):
-        work_off([plan], folder, pool, slots, report, watch=watch)
+        work_off([plan], folder, pool, slots, report)
     return plan.results()
 
 
