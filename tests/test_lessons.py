@@ -264,7 +264,7 @@ def test_what_is_sent_is_what_a_function_names_and_no_more():
 
 def test_what_cannot_be_sent_is_said():
     notebook = cell(CELL + "layer = Layer()\ndef main(world):\n    return layer\n", "cell-2")
-    with pytest.raises(ValueError, match="layer=Layer: is an object of a class of the notebook; make it in `main`"):
+    with pytest.raises(ValueError, match="layer='Layer': is an object of a class of the notebook; make it in `main`"):
         _needed(notebook.main)
     exec("def main(world): return 1", vars(notebook))
     with pytest.raises(ValueError, match="main=main: no source"):
