@@ -131,7 +131,7 @@ def _inputs(config: ModelConfig, products: int, step: Step) -> int:
     return products * step.tokens * config.d_model * 2 if step.narrow else 0
 
 
-def scores_kept(config: ModelConfig, step: Step) -> bool:
+def _scores_kept(config: ModelConfig, step: Step) -> bool:
     """Whether attention holds all T^2 scores: no fused kernel takes its dropout, its widths, or its grouped heads."""
     c, decoupled = config, config.attention == "mla-decoupled"
     grouped = c.attention == "mha" and c.n_kv_heads != c.n_heads
@@ -153,7 +153,7 @@ def _attention_kept(config: ModelConfig, step: Step) -> int:
     if c.rope_learnable:  # keys and queries from before the turn
         turned = heads + 1 if c.attention == "mla-decoupled" else heads + shared
         total += n * turned * (c.d_rope if c.attention == "mla-decoupled" else c.d_head) * w
-    if scores_kept(c, step):
+    if _scores_kept(c, step):
         scores = step.rows * heads * step.seq_len**2 * WIDE
         total += scores * (3 if c.dropout else 1)  # softmax, mask, their product
         return total + n * heads * (2 * key + padded) * WIDE + n * heads * value * w  # q, k, v; the merged output
@@ -339,7 +339,7 @@ def _backward(config: ModelConfig, layer: int, step: Step) -> list[tuple[str, in
     whole = _matrices(c, layer, step) - sum(i * o for i, o in complexity.attention_matrices(c))
     value = c.d_head if c.attention != "mla-decoupled" else max(c.d_nope + c.d_rope, c.d_value)
     working = residual + 4 * n * c.n_heads * value * w
-    if scores_kept(c, step):
+    if _scores_kept(c, step):
         working += step.rows * c.n_heads * step.seq_len**2 * WIDE
     freed = parts["feedforward"] + parts["residual"] // 2 - _looked_at(c, layer, step)
     return [ffn, ("the backward of an attention", freed, whole, working)]

@@ -124,7 +124,7 @@ def plan(config: ModelConfig, job: Job | None = None) -> Plan:
     experts = config.n_experts if config.ffn == "moe" else 1
     right = f"must be at most n_experts={experts}" if experts > 1 else "must be 1: the model has no experts"
     require(job.expert_parallel <= experts, "expert_parallel", job.expert_parallel, right)
-    card, counted, held = card_of(job), complexity.parameters(config), footprint(config, job.step)
+    card, counted, held = _card(job), complexity.parameters(config), footprint(config, job.step)
     flops = complexity.training_flops_per_token(config, job.seq_len)
     rate = job.gpus * job.mfu * (card.half if job.step.narrow else card.full) / flops
     hours = job.tokens / rate / 3600
@@ -150,7 +150,7 @@ def plan(config: ModelConfig, job: Job | None = None) -> Plan:
     )
 
 
-def card_of(job: Job) -> Card:
+def _card(job: Job) -> Card:
     """The card of a job; of "cpu" this machine's memory, and its rate as it is measured now."""
     if job.gpu != "cpu":
         return CARDS[job.gpu]

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from moemla import complexity
 from moemla.balancing import Balancer
 from moemla.config import VARIANTS, ModelConfig, TrainConfig
-from moemla.footprint import Step, _blocks, back_end, footprint, kept, scores_kept
+from moemla.footprint import Step, _blocks, back_end, footprint, kept, _scores_kept
 from moemla.measuring import LiveBytes
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
@@ -200,12 +200,12 @@ def test_experts_over_devices_keep_their_share():
 def test_a_gpu_has_kernels_that_a_cpu_lacks():
     """Dropout without scores, masks of a byte, RMSNorm in one pass; but no grouped heads in float32."""
     dropped = ModelConfig.preset("M", "mha", dropout=0.1)
-    assert scores_kept(dropped, Step(rows=1, seq_len=8, on_cpu=True)) and not scores_kept(
+    assert _scores_kept(dropped, Step(rows=1, seq_len=8, on_cpu=True)) and not _scores_kept(
         dropped, Step(rows=1, seq_len=8)
     )
     grouped = ModelConfig.preset("M", "gqa-rope")
-    assert scores_kept(grouped, Step(rows=1, seq_len=8))
-    assert not scores_kept(grouped, Step(rows=1, seq_len=8, precision="bf16"))
+    assert _scores_kept(grouped, Step(rows=1, seq_len=8))
+    assert not _scores_kept(grouped, Step(rows=1, seq_len=8, precision="bf16"))
     normed = ModelConfig.preset("M", "mha", norm="rmsnorm")
     on = {where: kept(normed, 0, Step(rows=4, seq_len=64, on_cpu=where))["residual"] for where in (True, False)}
     assert on[True] - on[False] == 2 * 4 * 64 * 512 * 4

@@ -36,10 +36,10 @@ class Plan:
             print_json(dict(model=config.to_dict(), job=asdict(self.job), plan=asdict(answer)))
             return
         print(f"{self.size} {self.variant}, matched by {self.matched}")
-        show(answer, self.job)
+        _show(answer, self.job)
 
 
-def show(answer: planning.Plan, job: planning.Job) -> None:
+def _show(answer: planning.Plan, job: planning.Job) -> None:
     """Prints a plan: parameters, one GPU's memory by part, hours and cost."""
     total, active, embedding = (answer.parameters[name] for name in ("total", "active", "embedding"))
     print(f"  {total:,} parameters, {active:,} of them active for a token, {embedding:,} in the embedding")
