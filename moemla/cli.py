@@ -88,7 +88,7 @@ def _parsed(arguments: list[str]) -> Any:
     except SystemExit:
         sys.stdout.flush()  # the help, for a reader who may have gone
         text = said.getvalue()
-        flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]", " ", text).split())
+        flat = " ".join(re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]|-{4,}", " ", text).split())
         wrong = re.search(r"Error parsing (\S+): (.*?)(?: Argument helptext: \S+ (\S+).*)? For full helptext", flat)
         if wrong is None:
             sys.stderr.write(text)
@@ -104,8 +104,15 @@ def _parsed(arguments: list[str]) -> Any:
 def _as_typed(text: str, command: type) -> str:
     """`field=value` of a message as --field value, where the field is an option; without -- where it has none."""
     kinds = [command] if is_dataclass(command) else [*COMMANDS.values()]
-    typed = {field.name: field.type for kind in (*kinds, TrainConfig) for field in fields(kind)}
+    typed = {field.name: field.type for kind in (*kinds, TrainConfig) for field in _spread(kind)}
     return re.sub(r"\b([a-z_]+)=", lambda match: _option(match[1], typed) if match[1] in typed else match[0], text)
+
+
+def _spread(kind: type) -> Iterator[Any]:
+    """The fields of a dataclass, with those of a dataclass that stands among its options in its place."""
+    for field in fields(kind):
+        inner = getattr(field.type, "__origin__", None)
+        yield from _spread(inner) if is_dataclass(inner) else [field]
 
 
 def _option(field: str, typed: dict[str, Any]) -> str:

@@ -8,13 +8,16 @@ neighbour who wakes up disturbs all alike, and are taken again where they scatte
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 CALM, ATTEMPTS = 0.15, 3  # a case whose times scatter more is measured again; the calmest attempt counts
 SAMPLE = 2e-3  # seconds that one sample lasts at least: shorter programs are repeated in it
@@ -137,6 +140,43 @@ def operations(program: Callable[[], Any]) -> int:
     with _Operations() as counted:
         program()
     return counted.count
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made inside the block: `now`, and `peak`, the most that lived at once. Built in chapter 13.
+
+    A storage counts from the operation that makes it until nobody holds it, a graph of autograd included; tensors from
+    outside count nothing, and neither does what a kernel takes and gives back within one operation.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        before = {storage._cdata for storage in _storages((args, kwargs))}
+        result = function(*args, **kwargs)
+        for storage in _storages(result):
+            key = storage._cdata
+            if key not in before and key not in self._sizes:
+                self._sizes[key] = storage.nbytes()
+                self.now += self._sizes[key]
+                weakref.finalize(storage, self._gone, key).atexit = False
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def restart(self) -> None:
+        """From here on `peak` is that of what follows."""
+        self.peak = self.now
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_iter(values) if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)

@@ -537,6 +537,48 @@ Chapters, pages and the ledger read the runs of an experiment before all are the
 + for tally in tallies(runs) for run
 tests/experiments/test_runner.py -k 'is_complete'
 
+moemla/footprint.py
+
+one-copy-for-all-products
+Under autocast every product keeps its own 16-bit copy of its input; one for all is too little.
+-     return products * step.tokens * config.d_model * 2 if step.narrow else 0
++     return step.tokens * config.d_model * 2 if step.narrow else 0
+tests/test_footprint.py::test_a_step_holds_what_is_predicted
+
+ddp-buckets-forgotten
+DDP's buckets hold every gradient a second time, all through a step.
+- gradients=numbers * WIDE if step.gpus > 1 and shards == 1 else 0
++ gradients=0
+tests/test_footprint.py::test_ddp_keeps_a_second_copy_of_the_gradients
+
+only-the-loss-is-looked-at
+The head's loss is taken for the highest moment, whatever a feed-forward's backward or an optimizer holds.
+-     return max(moments, key=lambda one: one.total)
++     return moments[0]
+tests/test_footprint.py::test_a_step_holds_what_is_predicted
+
+moemla/planning.py
+
+recomputation-for-nothing
+A second forward pass is planned as if it took no time.
+- (4 if job.recompute else 3) * blocks
++ 3 * blocks
+tests/test_planning.py::test_what_is_run_beyond_what_routing_asks_for
+
+first-change-instead-of-the-smallest
+A plan that does not fit is given shares over devices where more micro-batches would do.
+- for recompute, parallel in dict.fromkeys(wider):
++ for recompute, parallel in reversed(dict.fromkeys(wider)):
+tests/test_planning.py::test_the_smallest_change_that_fits_is_named
+
+moemla/measuring.py
+
+bytes-that-were-there-before
+Weights that an optimizer changes in place are counted as new.
+- if key not in before and key not in self._sizes:
++ if key not in self._sizes:
+tests/test_measuring.py::test_bytes_count_while_somebody_holds_them
+
 moemla/generation.py
 
 one-seed-for-all

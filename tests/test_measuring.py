@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from moemla import measuring
-from moemla.measuring import Limits, Row, Work, copy_rate, interleaved, limits, matmul_rate, measure, operations
+from moemla.measuring import (
+    Limits,
+    LiveBytes,
+    Row,
+    Work,
+    copy_rate,
+    interleaved,
+    limits,
+    matmul_rate,
+    measure,
+    operations,
+)
 
 
 def test_rounds_are_interleaved_and_each_program_has_its_time():
@@ -39,6 +50,55 @@ def test_operations_are_counted_and_views_are_not():
     assert operations(lambda: x + 1) == 1
     assert operations(lambda: x.view(24).T.unsqueeze(0)[0]) == 0
     assert operations(lambda: ((x + 1).view(6, 4) * 2).sum()) == 3
+
+
+def test_bytes_count_while_somebody_holds_them():
+    outside = torch.ones(100)
+    with LiveBytes() as live:
+        a = torch.ones(1000)
+        view = a[:10].view(2, 5)
+        assert live.now == live.peak == 4000
+        b = a + a
+        a.add_(1)
+        outside.mul_(2)  # was there before
+        assert live.now == 8000
+        del a
+        assert live.now == 8000  # the view holds it
+        del view, b
+        assert (live.now, live.peak) == (0, 8000)
+        live.restart()
+        torch.ones(5, dtype=torch.float64)
+    assert (live.now, live.peak) == (0, 40)
+
+
+def test_bytes_of_a_graph_live_until_its_backward():
+    x = torch.ones(50, requires_grad=True)
+    with LiveBytes() as live:
+        y = x.exp().exp().sum()  # each keeps its result
+        assert live.now == 2 * 200 + 4
+        y.backward()
+        assert live.now == 200 + 4  # the gradient, and y
+
+
+def test_bytes_are_those_of_the_allocator():
+    """The profiler sees every allocation of a CPU; in a step of training the mode misses none that decides the peak."""
+    weight = torch.randn(64, 64, requires_grad=True)
+
+    def program():
+        x = torch.randn(256, 64)
+        torch.nn.functional.gelu(x @ weight).softmax(-1).square().sum().backward()
+
+    with LiveBytes() as live:
+        program()
+    weight.grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        program()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert peak == pytest.approx(live.peak, rel=0.01)
 
 
 def test_the_longest_of_three_times_binds(monkeypatch):

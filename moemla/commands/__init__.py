@@ -7,12 +7,16 @@ from moemla.commands.evaluate import Evaluate
 from moemla.commands.experiment import Experiment
 from moemla.commands.export import Export
 from moemla.commands.generate import Generate
+from moemla.commands.plan import Plan
+from moemla.commands.plot import Plot
 from moemla.commands.prepare import Prepare
 from moemla.commands.train import Train
 
 COMMANDS = {
     "prepare": Prepare,
+    "plan": Plan,
     "train": Train,
+    "plot": Plot,
     "evaluate": Evaluate,
     "generate": Generate,
     "export": Export,
