@@ -4,6 +4,7 @@ Built in chapter 6.
 """
 
 import ast
+import inspect
 import linecache
 import os
 import re
@@ -258,7 +259,7 @@ def _globals(table: symtable.SymbolTable) -> set[str]:
 def _source(value: FunctionType | type) -> str:
     """The source of a function or class, of a notebook too, where `inspect` does not look for classes."""
     parts = [value] if isinstance(value, FunctionType) else vars(value).values()
-    for code in (part.__code__ for part in parts if isinstance(part, FunctionType)):
+    for code in (inspect.unwrap(part).__code__ for part in parts if isinstance(part, FunctionType)):
         lines = linecache.getlines(code.co_filename)
         for node in ast.parse("".join(lines)).body if lines else ():
             if getattr(node, "name", None) == value.__name__:
