@@ -73,6 +73,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         seed=...,
         log_every=10,
         load_window=16,
+        schedule="cosine",
+        decay=0.2,
     ),
 }
 FREE = {"model": ("backend",), "train": ()}  # how the same numbers are computed: in no key, in no comparison

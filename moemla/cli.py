@@ -80,10 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parsed(arguments: list[str]) -> Any:
     """The command that the arguments ask for. A wrong value is said in one line, and without tyro's names of it."""
     said = io.StringIO()
+    commands = {name: getattr(kind, "chosen", lambda _, kind=kind: kind)(arguments) for name, kind in COMMANDS.items()}
     try:
         with redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="moemla", description=DESCRIPTION, args=arguments
+                commands, prog="moemla", description=DESCRIPTION, args=arguments
             )
     except SystemExit:
         sys.stdout.flush()  # the help, for a reader who may have gone

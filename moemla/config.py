@@ -53,7 +53,10 @@ def require_count(field: str, value: Any, least: int = 1) -> None:
 
 VERSION = 1  # of config.json, train.json and state.json; a file without a version is older than the first
 # Fields that came after version 0: the value that repeats what was done without the field. Entries never change.
-ADDED: dict[str, dict[str, Any]] = {"ModelConfig": {"n_dense_layers": 0}, "TrainConfig": {}}
+ADDED: dict[str, dict[str, Any]] = {
+    "ModelConfig": {"n_dense_layers": 0},
+    "TrainConfig": {"schedule": "cosine", "decay": 0.2},
+}
 
 
 def stored_fields(
@@ -326,9 +329,11 @@ class TrainConfig:
     lr: float = 1e-2
     min_lr: float = 0.0
     warmup: int | None = None  # steps; 50
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # of the rate, after the warm-up
+    decay: float = 0.2  # wsd: the last share of the steps, in which the rate falls
     weight_decay: float = 0.1
     clip: float = 1.0  # L2 norm of all gradients
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # 16 bits: autocast; fp16 with a loss scale
     balance_rule: Literal["sign", "proportional", "algorithm-1", "equation-4", "quantile", "none"] = "sign"
     balance_rate: float | None = None  # the rule's own
     switch_loss: float = 0.0  # weight of the auxiliary loss, summed over layers; with micro-batches a pass more
@@ -338,7 +343,7 @@ class TrainConfig:
     load_window: int = 16  # steps over which the load of the experts is counted
 
     def __post_init__(self):
-        for name in ("optimizer", "precision", "balance_rule"):
+        for name in ("optimizer", "schedule", "precision", "balance_rule"):
             allowed = get_args(type(self).__annotations__[name])
             require(getattr(self, name) in allowed, name, getattr(self, name), f"choose one of {', '.join(allowed)}")
         for name in ("steps", "batch_size", "seq_len", "micro_batches", "log_every", "load_window"):
@@ -353,16 +358,29 @@ class TrainConfig:
         right = f"must be at most steps={self.steps}, or the rate never reaches lr"
         require(self.warmup is None or self.warmup <= self.steps, "warmup", self.warmup, right)
         object.__setattr__(self, "warmup", WARMUP if self.warmup is None else self.warmup)
-        for name in ("lr", "clip", "balance_rate", "min_lr", "weight_decay", "switch_loss", "z_loss"):
+        for name in ("lr", "clip", "balance_rate", "decay", "min_lr", "weight_decay", "switch_loss", "z_loss"):
             value = getattr(self, name)
             if value is None and name == "balance_rate":
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool)
             require(number and math.isfinite(value), name, value, "must be a finite number")
-            positive = name in ("lr", "clip", "balance_rate")
+            positive = name in ("lr", "clip", "balance_rate", "decay")
             right = "must be above 0" if positive else "must be 0 or more"
             require(value > 0 if positive else value >= 0, name, value, right)
         require(self.min_lr <= self.lr, "min_lr", self.min_lr, f"must be at most lr={self.lr}")
+        require(self.decay <= 1, "decay", self.decay, "a share of the steps, at most 1")
         rate = self.balance_rate
         share = self.balance_rule != "quantile" or rate is None or rate <= 1
         require(share, "balance_rate", rate, "the quantile rule goes a share of the way, at most 1")
+
+    @classmethod
+    def paper(cls, **changes) -> "TrainConfig":
+        """The paper's own training (section 3.3), done there on eight GPUs; `changes` override single fields.
+
+        AdamW (0.9, 0.95), 50,000 steps of 128 x 512 tokens in fp16 with a loss scale. The dropout of 0.1 that belongs
+        to it is the model's: `ModelConfig.preset("M", dropout=0.1)`. Balancing is left as it is here.
+        """
+        rates = dict(
+            optimizer="adamw", lr=3e-4, min_lr=1e-5, schedule="cosine", warmup=5000, weight_decay=0.1, clip=1.0
+        )
+        return cls(**dict(steps=50_000, batch_size=128, seq_len=512, precision="fp16") | rates | changes)

@@ -1,7 +1,7 @@
 """What devices and number types ask for.
 
-Tensors that stay wide in a narrow model, weights drawn later, tensors that are one, devices that are refused, and the
-caller's settings given back. Built in chapter 13.
+Tensors that stay wide in a narrow model, weights drawn later, tensors that are one, devices that are refused, and
+settings and random states given back. Built in chapter 13.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,6 +68,19 @@ def undisturbed(device: torch.device | str | None = None) -> Iterator[None]:
             yield
         finally:
             torch.set_flush_denormal(flushed)
+
+
+@contextmanager
+def rewound(device: torch.device) -> Iterator[None]:
+    """An error inside leaves the random state, that of `device` too, as it was before."""
+    cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    except BaseException:
+        torch.set_rng_state(cpu)
+        if gpu is not None:
+            torch.cuda.set_rng_state(gpu, device)
+        raise
 
 
 def default_device() -> torch.device:

@@ -104,7 +104,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on one of the ranks."""
-        return self._first(flag) is not None
+        return self.first(flag) is not None
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -114,14 +114,14 @@ class World:
             yield
         except Exception as error:
             failed = error
-        first = self._first(failed is not None)
+        first = self.first(failed is not None)
         if failed is not None and first == self.rank:
             raise failed
         if first is not None:
             raise Elsewhere(f"rank {first} has failed, and says why") from failed
 
-    def _first(self, flag: bool) -> int | None:
-        """The first rank on which `flag` is true."""
+    def first(self, flag: bool) -> int | None:
+        """The first rank on which `flag` is true; None where it is on none."""
         if self.size == 1:
             return 0 if flag else None
         mine = torch.tensor(self.rank if flag else self.size, device=self._meeting)

@@ -30,4 +30,4 @@ def optional(package: str, extra: str) -> ModuleType:
 
 
 class Elsewhere(MoemlaError):
-    """Another rank cannot do its part, and says why; this one ends with it. Built in chapter 13."""
+    """Another rank cannot do its part, and says why; this one ends with it."""

@@ -178,14 +178,21 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
         yield parameter, id(parameter) in spread
 
 
-@torch.no_grad()
-def clip_gradients(model: nn.Module, max_norm: float, world: World) -> Tensor:
-    """`torch.nn.utils.clip_grad_norm_` over parameters of which ranks hold copies or parts: the norm of them all.
+def gradients(model: nn.Module) -> list[Tensor]:
+    """All gradients that there are, of each the part that this rank holds."""
+    held = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+    return [grad.to_local() if hasattr(grad, "to_local") else grad for grad in held]
 
-    Every rank gets the same, and one that is not finite on any rank is so on all.
+
+@torch.no_grad()
+def gradient_norm(model: nn.Module, world: World) -> Tensor:
+    """The norm of all gradients, of which ranks hold copies or parts: the same number on every rank.
+
+    One that is not finite on any rank is so on all.
     """
-    if world.parallel == "ddp" and world.expert_parallel == 1:
-        return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if world.expert_parallel == 1:
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     copied, cut = [], []
     for parameter, spread in _parts(model):
         if parameter.grad is None:
@@ -198,10 +205,10 @@ def clip_gradients(model: nn.Module, max_norm: float, world: World) -> Tensor:
             copied.append(parameter.grad)
     none = torch.zeros((), device=next(model.parameters()).device)
     norms = [nn.utils.get_total_norm(part) if part else none.clone() for part in (copied, cut)]
-    total = (norms[0].square() + world.sum(norms[1].square())).sqrt()
-    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            grad = parameter.grad
-            (grad.to_local() if hasattr(grad, "to_local") else grad).mul_(scale)
-    return total
+    return (norms[0].square() + world.sum(norms[1].square())).sqrt()
+
+
+@torch.no_grad()
+def clip(model: nn.Module, max_norm: float, norm: Tensor) -> None:
+    """Shortens all gradients, whose norm is `norm`, to one of `max_norm`, as `torch.nn.utils.clip_grad_norm_` does."""
+    torch._foreach_mul_(gradients(model), (max_norm / (norm + 1e-6)).clamp(max=1.0))

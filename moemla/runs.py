@@ -1,7 +1,6 @@
 """A run's folder: what the run is, and the rows of its log. Built in chapter 13."""
 
 import json
-import math
 import os
 import time
 from collections import deque
@@ -11,12 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from moemla import complexity
-from moemla.balancing import Balancer, coefficient_of_variation, noise_floor
+from moemla.balancing import Balancer, coefficient_of_variation, max_violation, noise_floor
 from moemla.config import VERSION, ModelConfig, TrainConfig, architecture, stored_fields
-from moemla.errors import Diverged, MoemlaError
+from moemla.errors import MoemlaError
 from moemla.files import read_json, replacing, why, write_json
+from moemla.precision import LossScaler
 
 
 @dataclass
@@ -25,8 +26,11 @@ class Progress:
 
     `loss` is the mean nats per token since the last row; `load_cv` the coefficient of variation of the experts' load
     over the last `load_window` steps, mean over layers, and `load_cv_floor` what uniform random routing would show
-    there; `utilisation` the model's FLOPs (3 x forward) over this machine's own matrix-multiply rate; `valid_loss` the
-    nats per token on the validation windows, in the rows of steps that were validated.
+    there; the two lists are of the same steps, from the first layer with experts on, `max_violation` being the largest
+    load over the mean, minus one. `utilisation` is the model's FLOPs (3 x forward) over this machine's own
+    matrix-multiply rate; `valid_loss` the nats per token on the validation windows, in the rows of steps that were
+    validated. With precision="fp16" there are `loss_scale` and `skipped`, the steps that overflowed; `grad_norm` is
+    None where the row's own did.
     """
 
     step: int
@@ -37,17 +41,31 @@ class Progress:
     tokens_per_second: float
     utilisation: float
     seconds_left: float
-    grad_norm: float
+    grad_norm: float | None
     load_cv: float | None = None
     load_cv_floor: float | None = None
     load_window: int | None = None  # steps
     valid_loss: float | None = None
+    loss_scale: float | None = None
+    skipped: int | None = None  # steps so far
+    load_cv_by_layer: list[float] | None = None
+    max_violation_by_layer: list[float] | None = None
 
 
 class Run:
     """What a run is, and the files that say so."""
 
-    def __init__(self, data: Path, out: Path, config: ModelConfig, settings: TrainConfig, tokenizer, facts: dict):
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        config: ModelConfig,
+        settings: TrainConfig,
+        tokenizer,
+        facts: dict,
+        init: str | os.PathLike | None = None,
+        computed: dict[str, bool] | None = None,
+    ):
         self.out, self.config, self.settings, self.tokenizer = out, config, settings, tokenizer
         if "unfinished" in facts:
             raise MoemlaError(f"{data} was not finished: run `moemla prepare` again")
@@ -55,13 +73,8 @@ class Run:
             run = dict(model=config.to_dict(), train=asdict(settings), data=facts["hash"], splits=facts["splits"])
         except KeyError as error:
             raise MoemlaError(f"{data}/data.json is damaged ({error} is missing): prepare again") from error
-        absolute = os.fspath(data.resolve())
-        try:
-            folder = os.path.relpath(absolute, out.resolve())  # a run and its data may be moved together
-        except ValueError:  # another drive
-            folder = absolute
-        places = dict(folder=folder, absolute_folder=absolute)
-        self.facts = dict(version=VERSION) | run | dict(tokenizer=tokenizer.hash) | places
+        run |= dict(tokenizer=tokenizer.hash, init=None if init is None else _places(Path(init), out))
+        self.facts = dict(version=VERSION) | run | _places(data, out) | dict(computed=computed)
         self.saved = False  # whether there is a checkpoint to go on from
 
     def check(self, resume: bool) -> None:
@@ -91,6 +104,28 @@ class Run:
                 raise MoemlaError(
                     f"{out} holds a run with other settings ({changed}): repeat them, or name another folder"
                 )
+        self._check_init(before.get("init"))
+
+    def _check_init(self, before: dict | None) -> None:
+        """MoemlaError unless the run began with the weights that are named now; a checkpoint needs no name of them."""
+        now = self.facts["init"]
+        if (now is None and self.saved) or now == before:
+            return
+        same = now and before and any(now[name] == before.get(name) for name in ("folder", "absolute_folder"))
+        if not same:
+            began = f"began with the weights of {before['absolute_folder']}" if before else "began without init"
+            raise MoemlaError(f"{self.out} holds a run that {began}: repeat that, or name another folder")
+        self.facts["init"] = before
+
+    def begins_with(self, sha256: str) -> None:
+        """Notes the weights that the run begins with. MoemlaError if it began with others when it was started first."""
+        before = self.facts["init"].get("sha256", sha256)
+        if before != sha256:
+            place = self.facts["init"]["absolute_folder"]
+            raise MoemlaError(
+                f"{place} has other weights now than when {self.out} began with them: name another folder"
+            )
+        self.facts["init"]["sha256"] = sha256
 
     def begin(self) -> None:
         """Writes them where they are not there."""
@@ -98,6 +133,15 @@ class Run:
             self.tokenizer.save(self.out / "tokenizer.json")
             write_json(self.out / "config.json", dict(version=VERSION) | self.config.to_dict())
             write_json(self.out / "train.json", self.facts)
+
+
+def _places(folder: Path, run: Path) -> dict[str, str]:
+    """Where a folder lies: beside the run, since both may be moved together, and at this time."""
+    absolute = os.fspath(folder.resolve())
+    try:
+        return dict(folder=os.path.relpath(absolute, run.resolve()), absolute_folder=absolute)
+    except ValueError:  # another drive
+        return dict(folder=absolute, absolute_folder=absolute)
 
 
 class Log:
@@ -154,22 +198,23 @@ class Log:
             window=[counts.tolist() for counts in self.window],
         )
 
-    def check(self, step: int, norm) -> None:
-        """MoemlaError unless the losses since the last row and the last gradient are numbers."""
-        mean = torch.stack([*self.losses, norm]).mean().item()
-        if not math.isfinite(mean):
-            raise Diverged(
-                f"the loss or its gradient at step {step} is {mean}: start again in another folder with a lower --lr"
-            )
-
-    def add(self, step: int, loss, norm, lr: float, balancer: Balancer, valid_loss: float | None = None) -> None:
+    def add(
+        self,
+        step: int,
+        loss: Tensor,
+        norm: Tensor,
+        lr: float,
+        balancer: Balancer,
+        valid_loss: float | None = None,
+        scaler: LossScaler | None = None,
+        last: bool = False,
+    ) -> None:
         """Notes a finished step; writes a row where one is due, unless `begin_writing` is left to another rank."""
         self.losses.append(loss)
         if balancer.counts is not None:
             self.window.append(torch.stack(balancer.counts))
-        if step % self.settings.log_every and step != self.settings.steps and valid_loss is None:
+        if step % self.settings.log_every and not last and valid_loss is None:
             return
-        self.check(step, norm)
         mean = torch.stack(self.losses).mean().item()
         self.losses.clear()
         if self.file is None:
@@ -184,13 +229,17 @@ class Log:
             seconds=self.seconds,
             tokens_per_second=rate,
             utilisation=rate / self.peak_tokens,
-            seconds_left=(self.settings.steps - step) * each / rate,
-            grad_norm=float(norm),
+            seconds_left=0.0 if last else (self.settings.steps - step) * each / rate,
+            grad_norm=float(norm) if norm.isfinite() else None,
             valid_loss=valid_loss,
         )
+        if scaler is not None:
+            row.loss_scale, row.skipped = scaler.scale, scaler.skipped
         if self.window:
             counts = torch.stack(tuple(self.window)).sum(0)
-            row.load_cv = sum(coefficient_of_variation(layer) for layer in counts) / len(counts)
+            row.load_cv_by_layer = [coefficient_of_variation(layer) for layer in counts]
+            row.max_violation_by_layer = [max_violation(layer) for layer in counts]
+            row.load_cv = sum(row.load_cv_by_layer) / len(counts)
             row.load_cv_floor = noise_floor(self.config.n_experts, self.config.top_k, len(self.window) * each)
             row.load_window = len(self.window)
         try:

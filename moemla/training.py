@@ -1,34 +1,34 @@
 """One step of training, and the loop: it goes on from a checkpoint as if nothing had happened. Built in chapter 5."""
 
-import math
 import os
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from moemla.balancing import Balancer, switch_loss, z_loss
-from moemla.checkpoint import best_of, load_checkpoint, newest, save_best, save_checkpoint
-from moemla.config import ModelConfig, TrainConfig, require, stored_fields
-from moemla.devices import default_device, undisturbed, usable_device
+from moemla.checkpoint import best_of, save_best, shipped
+from moemla.config import ModelConfig, TrainConfig, require
+from moemla.devices import default_device, rewound, undisturbed, usable_device
 from moemla.distributed import ALONE, World
-from moemla.errors import DataError
+from moemla.errors import Diverged
 from moemla.files import claimed, read_json
 from moemla.measuring import matmul_rate
-from moemla.model import LanguageModel
-from moemla.optim import learning_rate, make_optimizers
-from moemla.parallel import clip_gradients, wrap
+from moemla.model import LanguageModel, unwrapped
+from moemla.parallel import clip, gradient_norm, gradients
+from moemla.precision import DTYPES, LossScaler, autocast
 from moemla.routing import Routing, record_routing
-from moemla.runs import Log, Progress, Run
+from moemla.runs import Progress, Run
+from moemla.schedules import rate_at
+from moemla.session import Session
 from moemla.shards import Batches, TokenShard, check_tokenizer
 from moemla.tokenizer import Tokenizer
-
-VALID_TOKENS = 65_536  # at most, scored at each validation
-START = dict(step=0, seconds=0.0, losses=[], window=[])  # what a checkpoint holds besides tensors
+from moemla.validation import Validation
 
 
 class _Interrupt:
@@ -67,6 +67,11 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     validate_every: int = 0,
     world: World = ALONE,
+    *,
+    patience: int = 0,
+    init: str | os.PathLike | None = None,
+    compile: bool = False,
+    recompute: bool = False,
 ) -> LanguageModel:
     """Trains on the shards in `data`, made by `moemla.data.prepare`; `out` becomes a run. Built in chapters 5 and 13.
 
@@ -74,92 +79,124 @@ def train(
     step has worked. With `resume` it goes on from the last checkpoint that can be read, or starts if there is none;
     batches, optimizer, balancing bias and random state continue exactly. Ctrl-C (or SIGTERM) ends after the step at
     hand with a checkpoint, and raises KeyboardInterrupt. With `validate_every` (steps; 0: never), the model is scored
-    on the first windows of valid.bin, which changes nothing in the training, and the best one is kept in `best/`.
+    on the first windows of valid.bin, which changes nothing in the training, and the best one is kept in `best/`; after
+    `patience` scores that are no better than the best the run is finished (0: never).
+
+    `init`, another run or a saved model, brings the first weights and balancing bias; optimizer and schedule begin
+    anew, and a run that goes on does not read it again. `compile` trains through torch.compile and `recompute` inside
+    `recomputed`, for time and for memory.
 
     Each rank of a `world` calls this alike and takes its rows of a batch; the losses of the log are means over all, and
-    only rank 0 writes and reports. A signal to one of them ends all after the same step. Dropout draws the same numbers
-    on each, so that one random state serves a resume. An error of one rank is left to what started them: torchrun ends
-    the others, which say that they have lost it.
+    only rank 0 reports, and writes all but the parts of a checkpoint. A signal to one of them ends all after the same
+    step. Dropout draws the same numbers on each, so that one random state serves a resume. What one rank cannot do none
+    does; one that is gone the others name, and end.
 
     ValueError or MoemlaError for settings, data or a folder that do not fit, or a run that another process writes;
-    Diverged for a loss that is no longer a number. The caller's random state and settings of torch stay as they are.
+    Diverged for a loss or a gradient that is no number: the state before that step is kept, as a checkpoint. The
+    caller's random state and settings of torch stay as they are.
     """
     data, out = Path(data), Path(out)
-    device = usable_device(device) if device is not None else default_device()
-    for name, value in (("checkpoint_every", checkpoint_every), ("validate_every", validate_every)):
-        whole = type(value) is int and value >= 0
-        require(whole or (value is None and name == "checkpoint_every"), name, value, "must be 0 (not at all) or more")
-    tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
-    check_tokenizer(shard, tokenizer)
-    facts = read_json(data / "data.json")
-    right = f"the tokenizer has {tokenizer.vocab_size} tokens"
-    require(config.vocab_size == tokenizer.vocab_size, "vocab_size", config.vocab_size, right)
-    right = f"must be at most max_seq_len={config.max_seq_len}"
-    require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
-    batches = Batches(shard, train_config.batch_size, train_config.seq_len, train_config.seed, world)
-    validation = _Validation(data, tokenizer, train_config, device) if validate_every else None
-    run = Run(data, out, config, train_config, tokenizer, facts)
-
     new = world.main and not out.exists()
-    claim = claimed(out, "moemla train") if world.main else nullcontext()
     try:
-        with claim, undisturbed(device), world.together():
-            return _train(
-                run, batches, validation, resume, checkpoint_every, device, on_progress, validate_every, world
-            )
+        with ExitStack() as held:
+            with world.agreed():
+                device = usable_device(device) if device is not None else default_device()
+                counts = dict(checkpoint_every=checkpoint_every, validate_every=validate_every, patience=patience)
+                _check_counts(**counts)
+                tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
+                _check_fit(config, train_config, tokenizer, shard)
+                batches = Batches(shard, train_config.batch_size, train_config.seq_len, train_config.seed, world)
+                validation = Validation(data, tokenizer, train_config, device, validate_every, patience)
+                init, computed = None if init is None else shipped(init), dict(compile=compile, recompute=recompute)
+                facts = read_json(data / "data.json")
+                run = Run(data, out, config, train_config, tokenizer, facts, init, computed)
+                if world.main:
+                    held.enter_context(claimed(out, "moemla train"))
+                held.enter_context(undisturbed(device))
+                run.check(resume)
+            with world.together():
+                rate = matmul_rate(device, DTYPES[train_config.precision])
+                session = Session(run, device, world, rate, init, on_progress)
+                with recomputed(session.model) if recompute else nullcontext():
+                    model = torch.compile(session.wrapped, dynamic=False) if compile else session.wrapped
+                    _train(session, model, batches, validation, checkpoint_every)
+                return session.model.eval()
     finally:
         if new:
             with suppress(OSError):  # it holds something, as it should
                 out.rmdir()
 
 
-def _train(
-    run: Run, batches: Batches, validation, resume: bool, checkpoint_every, device, on_progress, validate_every, world
-) -> LanguageModel:
-    out, train_config = run.out, run.settings
-    run.check(resume)
-    seed = torch.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
-    seed(train_config.seed)
-    torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
-    model = LanguageModel(run.config, device=device).train()
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train_config.precision)
-    wrapped = wrap(model, world, narrow)
-    optimizers = make_optimizers(model, train_config.optimizer, train_config.lr, train_config.weight_decay)
-    balancer = Balancer(model, train_config.balance_rule, train_config.balance_rate, world=world)
-    state = newest(out, lambda path: load_checkpoint(path, model, optimizers)) if run.saved else START
-    state = START | stored_fields("the state", START, state)
-    best = ((best_of(out) if world.main else None) or {}).get("valid_loss", math.inf)
-    rate = matmul_rate(device, torch.bfloat16 if train_config.precision == "bf16" else torch.float32)
-    log = Log(out / "metrics.jsonl", state, run.config, train_config, device, rate * world.size, on_progress)
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        whole = type(value) is int and value >= 0
+        require(whole or (value is None and name == "checkpoint_every"), name, value, "must be 0 (not at all) or more")
+    patience = counts["patience"]
+    right = "needs validate_every=N, steps between scores"
+    require(not patience or counts["validate_every"] > 0, "patience", patience, right)
+
+
+def _check_fit(config: ModelConfig, train_config: TrainConfig, tokenizer: Tokenizer, shard: TokenShard) -> None:
+    check_tokenizer(shard, tokenizer)
+    right = f"the tokenizer has {tokenizer.vocab_size} tokens"
+    require(config.vocab_size == tokenizer.vocab_size, "vocab_size", config.vocab_size, right)
+    right = f"must be at most max_seq_len={config.max_seq_len}"
+    require(train_config.seq_len <= config.max_seq_len, "seq_len", train_config.seq_len, right)
+
+
+def _train(session: Session, model: torch.nn.Module, batches: Batches, validation, checkpoint_every) -> None:
+    """The loop; `model` is the session's, wrapped as it is trained."""
+    run, world, log, settings = session.run, session.world, session.log, session.run.settings
+    optimizers, balancer, scaler, first = session.optimizers, session.balancer, session.scaler, session.state["step"]
+    device = session.model.embedding.weight.device
+    validation.take_up(session.state, best_of(run.out) if world.main else None)
     with _Interrupt() as interrupt, log:
-        for step in range(state["step"], train_config.steps):
-            lr = learning_rate(
-                step,
-                lr=train_config.lr,
-                min_lr=train_config.min_lr,
-                warmup=train_config.warmup,
-                steps=train_config.steps,
-            )
-            loss, norm = train_step(wrapped, optimizers, balancer, batches.batch(step), lr, train_config, world)
-            loss = world.sum(loss) / world.size
-            if step == state["step"] and world.main:  # it works: a first step that does not leaves nothing
+        for step in range(first, settings.steps):
+            if validation.ended:
+                break
+            lr, batch = rate_at(step, settings), batches.batch(step)
+            try:
+                with rewound(device):  # what is saved if it fails is the state before it
+                    loss, norm = train_step(model, optimizers, balancer, batch, lr, settings, scaler, world)
+            except Diverged as error:
+                window = step * batches.batch_size % batches.windows
+                where = f"step {step + 1} (epoch {batches.epoch(step)}, from window {window} on)"
+                said = session.diverged(step, f"{where}: {error}", **validation.state())
+                with world.agreed():  # all have seen it, one says it
+                    raise said from error
+            if step == first and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
                 log.begin_writing()
-            last = step + 1 == train_config.steps
-            validated = validation and (last or (step + 1) % validate_every == 0)
-            valid_loss = validation.loss(model) if validated else None
-            log.add(step + 1, loss, norm, lr, balancer, valid_loss)
-            if valid_loss is not None and world.any(world.main and valid_loss < best):
-                best = valid_loss
-                save_best(out, model, run.tokenizer, step + 1, best, world)
+            valid_loss = None
+            if validation.due(step + 1):
+                valid_loss = validation.loss(session.model, world)
+                better = validation.note(valid_loss)
+                if world.any(world.main and better):  # who writes knows what is kept
+                    save_best(run.out, session.model, run.tokenizer, step + 1, valid_loss, world)
+            last = step + 1 == settings.steps or validation.ended
+            log.add(step + 1, loss, norm, lr, balancer, valid_loss, scaler, last)
             stop = world.any(interrupt.seen)  # asked once: a signal after this line is the next step's
             if last or stop or (checkpoint_every and (step + 1) % checkpoint_every == 0):
-                log.check(step + 1, norm)
-                save_checkpoint(out, model, optimizers, dict(step=step + 1) | log.state(), world=world)
-                world.wait()  # the end of one rank may be the end of all
+                session.save(step + 1, **validation.state())
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {step + 1}; --resume continues")
-    return model.eval()
+
+
+@contextmanager
+def recomputed(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, the blocks of `model` keep nothing of a pass but their inputs, and backward makes the rest again.
+
+    Activation checkpointing: a third more work for a fraction of the memory. The numbers stay what they are, dropout
+    and the loads of the experts too, and no parameter has another name. The model may be wrapped. Built in chapter 13.
+    """
+    blocks = unwrapped(model).blocks
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class has one
 
 
 def train_step(
@@ -169,14 +206,18 @@ def train_step(
     batch,
     lr: float,
     train_config: TrainConfig,
+    scaler: LossScaler | None = None,
     world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One update from one batch (tokens, targets), each (B, T): (mean loss, gradient norm before clipping).
 
     Micro-batches change the memory and nothing else: every loss is that of the whole batch, whatever its parts hold.
     The Switch loss needs the counts of the whole step first, so with micro-batches it costs a pass without gradient
-    more. The model may be wrapped (DDP, torch.compile); over ranks the batch and the loss are this one's, and all weigh
-    alike.
+    more. The model may be wrapped (DDP, torch.compile); over ranks the batch is this one's, and all weigh alike; the
+    loss is the mean over those of `world`.
+
+    Nothing is updated where the loss or the norm is no number: Diverged says which gradient is to blame. With a
+    `scaler`, for float16, a norm that is none is an overflow: the step is left out, balancing too.
     """
     device = next(model.parameters()).device
     parts, size = train_config.micro_batches, len(batch[0])
@@ -185,14 +226,14 @@ def train_step(
     scored = [int((batch[1][part] >= 0).sum()) for part in rows]
     tokens, targets = (part.to(device, non_blocking=True) for part in batch)
     total = torch.zeros((), device=device)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=train_config.precision == "bf16")
+    kind, precision = device.type, train_config.precision
     switch, z = (train_config.switch_loss, train_config.z_loss) if balancer.routers else (0.0, 0.0)
     counts = None  # (L, E), of the whole step
     if switch and len(rows) > 1:
-        with autocast():
+        with autocast(kind, precision):
             counts = _counts_of_step(model, balancer, [(tokens[part], targets[part]) for part in rows])
     for part, here in zip(rows, scored, strict=True):
-        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast():
+        with record_routing(model) if switch or z else nullcontext([]) as routings, autocast(kind, precision):
             loss = model(tokens[part], targets[part])
         loss = loss / (sum(scored) / here) if here else loss * 0
         total = total + loss.detach()
@@ -204,15 +245,45 @@ def train_step(
                 loss = loss + switch / shares * switch_loss(routing, counts=counts[layer])
             if z:
                 loss = loss + z / shares * z_loss(routing)
+        if scaler is not None:
+            loss = loss * scaler.scale
         loss.backward()
-    norm = clip_gradients(model, train_config.clip, world)
+    if scaler is not None:
+        scaler.unscale(gradients(model))
+    norm = gradient_norm(model, world)
+    total = world.sum(total) / world.size
+    numbers = torch.stack((total, norm)).isfinite().tolist()  # the one look that a GPU is waited for
+    if not numbers[0] or not (numbers[1] or scaler):
+        raise Diverged(f"the loss is {total.item():.4g}, {_worst_gradient(model)}")
+    if scaler is None or scaler.update(numbers[1]):
+        clip(model, train_config.clip, norm)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        balancer.step()
+    else:  # nor does the balancing bias move: the loads are those of a step that was not made
+        balancer.counts = None
+        for router in balancer.routers:
+            router.forget()
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
         optimizer.zero_grad()
-    balancer.step()
     return total, norm
+
+
+def _worst_gradient(model: torch.nn.Module) -> str:
+    """The first gradient with a number that is none, else the largest one."""
+    largest, where = 0.0, "no parameter"
+    for path, parameter in model.named_parameters():
+        if parameter.grad is None:
+            continue
+        name = ".".join(part for part in path.split(".") if part not in ("module", "_orig_mod"))  # without wrappers
+        grad = parameter.grad.to_local() if hasattr(parameter.grad, "to_local") else parameter.grad
+        numbers = int(grad.isfinite().sum())
+        if numbers < grad.numel():
+            return f"{grad.numel() - numbers:,} of {grad.numel():,} numbers in the gradient of {name} are nan or inf"
+        largest, where = max((largest, where), (grad.abs().max().item(), name))
+    return f"the largest gradient is {largest:.4g}, in {where}"
 
 
 @torch.no_grad()
@@ -240,31 +311,3 @@ def _counts_of_step(model: torch.nn.Module, balancer: Balancer, parts: list) -> 
 
 def _counts(routings: list[Routing]) -> torch.Tensor:
     return torch.stack([routing.counts for routing in routings])
-
-
-class _Validation:
-    """Nats per token on the first windows of valid.bin."""
-
-    def __init__(self, data: Path, tokenizer: Tokenizer, settings: TrainConfig, device: torch.device):
-        shard = TokenShard(data / "valid.bin")
-        check_tokenizer(shard, tokenizer)
-        if len(shard.tokens) < 2:
-            raise DataError(f"{shard.path} has no token to score: prepare with more stories")
-        size = min(settings.seq_len, len(shard.tokens) - 1)
-        count = max(1, min(len(shard.tokens) - 1, VALID_TOKENS) // size)
-        tokens = torch.from_numpy(shard.tokens[: count * size + 1].astype("int64"))
-        self.tokens, self.targets = tokens[:-1].view(count, size), tokens[1:].view(count, size)
-        self.rows, self.device = settings.batch_size // settings.micro_batches, device
-        self.bf16 = settings.precision == "bf16"
-
-    @torch.no_grad()
-    def loss(self, model: LanguageModel) -> float:
-        total = 0.0
-        model.eval()
-        try:
-            for tokens, targets in zip(self.tokens.split(self.rows), self.targets.split(self.rows), strict=True):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    total += model(tokens.to(self.device), targets.to(self.device)).item() * len(tokens)
-        finally:
-            model.train()
-        return total / len(self.tokens)

@@ -16,6 +16,7 @@ from moemla.errors import MoemlaError
 from moemla.model import LanguageModel, unwrapped
 from moemla.optim import make_optimizers
 from moemla.parallel import wrap
+from moemla.precision import DTYPES, LossScaler
 from moemla.training import train_step
 from tests.helpers import model_of, tokens_of
 from tests.runs import Stop, micro, quick
@@ -40,10 +41,20 @@ def weights_of(model) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in whole])
 
 
-def train(dtype: torch.dtype, steps: int, lr: float, optimizer: str, world: World = ALONE, parts: int = 1) -> dict:
+def train(
+    dtype: torch.dtype,
+    steps: int,
+    lr: float,
+    optimizer: str,
+    world: World = ALONE,
+    parts: int = 1,
+    precision: str = "float32",
+) -> dict:
     """Losses, gradient norms and weights of a training in which every rule of balancing has its turn."""
-    model = wrap(fresh(dtype), world)
-    settings = TrainConfig(batch_size=ROWS // world.size, micro_batches=parts, switch_loss=0.5, z_loss=0.1, clip=1.0)
+    model = wrap(fresh(dtype), world, None if precision == "float32" else DTYPES[precision])
+    sizes = dict(batch_size=ROWS // world.size, micro_batches=parts, precision=precision)
+    settings = TrainConfig(switch_loss=0.5, z_loss=0.1, clip=1.0, **sizes)
+    scaler = LossScaler(2.0**10) if precision == "fp16" else None
     optimizers, rules = make_optimizers(model, optimizer, lr), list(RULES)
     losses, norms = [], []
     for step in range(steps):
@@ -51,8 +62,8 @@ def train(dtype: torch.dtype, steps: int, lr: float, optimizer: str, world: Worl
             balancer = Balancer(model, rules[len(losses) * len(rules) // steps], world=world)
         tokens = (tokens_of(ROWS, 9, seed=step) % 5 + 3 * torch.arange(ROWS)[:, None]) % 37
         batch = [part.chunk(world.size)[world.rank] for part in (tokens, tokens.roll(-1, 1))]
-        loss, norm = train_step(model, optimizers, balancer, batch, lr, settings, world)
-        losses.append(world.sum(loss) / world.size)
+        loss, norm = train_step(model, optimizers, balancer, batch, lr, settings, scaler, world)
+        losses.append(loss)
         norms.append(norm)
     return dict(losses=torch.stack(losses), norms=torch.stack(norms), weights=weights_of(model))
 
@@ -120,6 +131,7 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     double=train(torch.float64, 50, 1e-2, "muon", world, parts=2),
                     adamw=train(torch.float64, 10, 1e-2, "adamw", world),
                     single=train(torch.float32, 25, 3e-4, "muon", world),
+                    **{kind: train(torch.float32, 6, 3e-4, "muon", world, precision=kind) for kind in ("bf16", "fp16")},
                     full=without_room(f"{folder}/{name}", world),
                 )
         if rank == 0:

@@ -44,6 +44,12 @@ After a training the caller's denormal numbers are zero.
 +             pass
 tests/test_training.py::test_the_callers_settings_of_torch_stay
 
+state-behind-the-failed-step
+A run that diverges keeps the random state of after the step that failed.
+-         torch.set_rng_state(cpu)
++         pass
+tests/test_training.py::test_a_gradient_that_is_no_number_stops_before_it_does_harm
+
 moemla/rope.py
 
 rope-layouts-mixed
@@ -670,10 +676,10 @@ Experts over ranks hear of their neighbours' tokens and are moved as often: thei
 tests/test_parallel.py::test_two_ranks_learn_what_one_learns[double-1e-09-experts]
 
 each-rank-clips-by-its-part
-Under FSDP2 a rank takes the norm of what it holds for the norm of all gradients.
+With experts over ranks a rank takes the norm of what it holds for the norm of all gradients.
 - world.sum(norms[1].square())
 + norms[1].square()
-tests/test_parallel.py::test_two_ranks_learn_what_one_learns[double-1e-09-fsdp]
+tests/test_parallel.py::test_two_ranks_learn_what_one_learns[double-1e-09-experts-fsdp]
 
 copies-of-experts-drift
 Ranks that hold the same experts do not tell each other of their gradients.
@@ -696,6 +702,14 @@ A result is what its path says, whatever stands inside.
 - _require(data["name"] == name, source
 + _require(True, source
 tests/test_results.py -k 'not_what_it_says'
+
+moemla/schedules.py
+
+wsd-begins-a-step-late
+The fall of the rate begins a step late and never ends.
+- begin = max(warmup, steps - round(settings.decay * steps))
++ begin = max(warmup, steps - round(settings.decay * steps)) + 1
+tests/test_schedules.py::test_wsd_stays_and_falls_in_a_line_over_the_last_share
 
 moemla/shards.py
 
@@ -742,7 +756,7 @@ moemla/training.py
 
 loss-of-one-rank
 The log of a run over several ranks holds the loss of the first one alone.
--             loss = world.sum(loss) / world.size
+-     total = world.sum(total) / world.size
 tests/test_ranks.py -k 'run_of_one'
 
 bias-per-micro-batch
@@ -771,15 +785,72 @@ tests/test_training.py::test_a_second_process_is_told_at_once_and_a_killed_one_i
 
 written-before-it-works
 A start that fails has already written the run that is then in the way.
-      run.check(resume)
-+     run.begin()
+              run.check(resume)
++             run.begin()
 tests/test_training.py::test_a_first_step_that_fails_leaves_no_run
+
+overflow-moves-the-bias
+A step that overflows is left out, and its loads move the balancing bias with those of the next one.
+-         balancer.counts = None
+-         for router in balancer.routers:
+-             router.forget()
++         pass
+tests/test_precision.py::test_a_step_that_overflows_moves_nothing
+
+loss-of-one-rank-decides
+The loss of one rank is no number: that rank gives up, and the others take it for an overflow.
+-     total = world.sum(total) / world.size
+      numbers = torch.stack((total, norm)).isfinite().tolist()
++     total = world.sum(total) / world.size
+tests/test_precision.py::test_two_ranks_decide_alike
+
+no-patience-after-a-resume
+A run that goes on has forgotten how many scores were no better, and ends late.
+-                 session.save(step + 1, **validation.state())
++                 session.save(step + 1)
+tests/test_validation.py::test_a_resumed_run_has_lost_no_patience
+
+recomputed-under-another-dropout
+The repeated pass draws other dropout than the first, and the gradient is that of neither.
+- partial(checkpoint, block.forward, use_reentrant=False)
++ partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+tests/test_recompute.py::test_recomputed_numbers_are_the_same_bit_by_bit
+
+blocks-stay-recomputed
+A model that was trained with recomputed blocks keeps them: it cannot be pickled and is slower for ever.
+-             del block.forward  # the class has one
++             pass
+tests/test_recompute.py::test_the_model_is_as_it_was_afterwards
+
+moemla/session.py
+
+scale-not-in-the-checkpoint
+A run in float16 that goes on begins again with the first loss scale.
+- LossScaler(**self.state["scaler"] or {})
++ LossScaler()
+tests/test_precision.py::test_resume_is_exact
+
+diverged-weights-are-saved
+What diverged in the step's update is written as a checkpoint that nobody can load.
+-         if broken := self._no_number():
+-             raise
++         if False:
++             broken = ""; raise
+tests/test_training.py::test_weights_that_are_no_numbers_are_never_saved
+
+init-of-other-words
+A run begins with the weights of a model that read other tokens under the same numbers.
+-     if words.hash != tokenizer.hash:
++     if words.vocab_size != tokenizer.vocab_size:
+tests/test_session.py::test_another_tokenizer_or_none_is_refused
+
+moemla/validation.py
 
 validation-leaves-eval
 After a validation the model trains in eval mode: no dropout, no counts.
 -             model.train()
 +             pass
-tests/test_training.py::test_validation_changes_nothing_but_the_log
+tests/test_validation.py::test_validation_changes_nothing_but_the_log
 
 moemla/kernels/decode.py
 

@@ -15,6 +15,8 @@ from moemla import complexity, config
 from moemla.config import SIZES, VARIANTS, ModelConfig, TrainConfig, architecture, setting
 from moemla.errors import MoemlaError
 from moemla.model import LanguageModel
+from moemla.optim import make_optimizers
+from moemla.paper.claims import load_claims
 from moemla.runs import Run
 
 PAPER_SIZES = ("XS", "S", "M", "L", "XL")
@@ -369,7 +371,10 @@ def test_a_run_goes_on_with_another_back_end_and_no_other_model(tmp_path):
         (dict(weight_decay=-0.1), "weight_decay"),
         (dict(seed=-1), "seed=-1"),
         (dict(optimizer="sgd"), "optimizer='sgd'.*muon, adamw"),
-        (dict(precision="fp8"), "precision='fp8'.*bf16"),
+        (dict(precision="fp8"), "precision='fp8'.*bf16, fp16"),
+        (dict(schedule="linear"), "schedule='linear'.*cosine, wsd, constant"),
+        (dict(decay=0.0), r"decay=0\.0"),
+        (dict(decay=1.5), r"decay=1\.5.*at most 1"),
         (dict(balance_rule="loss"), "balance_rule='loss'.*sign"),
         (dict(switch_loss=-0.01), "switch_loss"),
         (dict(z_loss=-0.01), "z_loss"),
@@ -395,7 +400,7 @@ def test_wrong_settings_of_training_are_named(wrong, message):
         (dict(steps=True), "steps=True"),
         *[
             (dict([(name, value)]), f"{name}={value}: must be a finite number")
-            for name in ("lr", "min_lr", "weight_decay", "clip", "balance_rate", "switch_loss", "z_loss")
+            for name in ("lr", "min_lr", "weight_decay", "clip", "decay", "balance_rate", "switch_loss", "z_loss")
             for value in (math.inf, math.nan)
         ],
     ],
@@ -410,3 +415,22 @@ def test_settings_of_training_that_cannot_work_are_named(wrong, message):
 def test_the_default_warm_up_is_that_of_before():
     assert TrainConfig().warmup == TrainConfig(steps=3).warmup == 50
     assert TrainConfig(steps=20, warmup=20).warmup == 20
+
+
+def test_the_papers_recipe():
+    """Section 3.3; what the ledger holds of it is compared with the ledger."""
+    recipe, ledger = TrainConfig.paper(), {claim.id: claim.printed for claim in load_claims()}
+    for name, row in (
+        ("batch_size", "A25-sequences"),
+        ("seq_len", "A25-length"),
+        ("steps", "A25-steps"),
+        ("warmup", "A25-warmup-steps"),
+        ("weight_decay", "S33-weight-decay"),
+        ("clip", "S33-clip"),
+    ):
+        assert getattr(recipe, name) == float(ledger[row].split()[0].replace(",", "")), name
+    assert (recipe.optimizer, recipe.lr, recipe.min_lr, recipe.schedule) == ("adamw", 3e-4, 1e-5, "cosine")
+    assert recipe.precision == "fp16" and ledger["S33-betas"] == "0.9 and 0.95"
+    (adam,) = make_optimizers(LanguageModel(ModelConfig(), device="meta"), recipe.optimizer)
+    assert {group["betas"] for group in adam.param_groups} == {(0.9, 0.95)}
+    assert TrainConfig.paper(steps=9, warmup=3, lr=1e-3) == dataclasses.replace(recipe, steps=9, warmup=3, lr=1e-3)

@@ -13,7 +13,9 @@ ROWS = re.findall(r"^\| (.*) \|$", (HERE.parent / "book/faults.md").read_text(en
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.partition(" |")[0])
 def test_a_row_is_held_by_a_test(row):
     file, _, name = row.rpartition("`")[0].rpartition("`")[2].partition("::")
-    functions = [node.name for node in ast.walk(ast.parse((HERE / file).read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node.name for node in ast.walk(ast.parse((HERE / file).read_text())) if isinstance(node, ast.FunctionDef)
+    ]
     assert name in functions
 
 

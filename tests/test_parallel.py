@@ -53,6 +53,16 @@ def test_two_ranks_learn_what_one_learns(found, alone, layout, training, toleran
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_are_near(found, alone, layout, precision):
+    """The same course in every layout, with FSDP2's own mixed precision too; weights stay float32."""
+    mine, wanted = found[layout][precision], alone["single"]
+    close(mine["losses"].double(), wanted["losses"][:6].double(), 1e-2)
+    assert mine["losses"].isfinite().all() and mine["losses"][-1] < mine["losses"][0]
+    assert not torch.equal(mine["losses"], wanted["losses"][:6])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_two_ranks_saved_one_can_read_and_go_on_with(folder, found, alone, layout):
     path = checkpoints(folder / layout)[-1]
     assert path.name == "step-00000003" and len(list(path.glob("shard-*.safetensors"))) == 2

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from moemla import training
 from moemla.checkpoint import _sum_of, checkpoints, load
@@ -109,6 +110,39 @@ def test_rows_of_the_log(tmp_path, data):
     fine = [row.loss for row in read_metrics(tmp_path / "fine")]
     for row, first, last in zip(lines, (0, 4, 8), (4, 8, 10), strict=True):
         assert row["loss"] == pytest.approx(sum(fine[first:last]) / (last - first), rel=1e-6)
+
+
+def test_the_load_of_each_layer(tmp_path, data, monkeypatch):
+    """Over the window's steps, the first layer first; a leading dense layer has none."""
+    steps, real = [], training.train_step
+
+    def noting(model, optimizers, balancer, *rest):
+        out = real(model, optimizers, balancer, *rest)
+        steps.append(balancer.counts and torch.stack(balancer.counts))
+        return out
+
+    monkeypatch.setattr(training, "train_step", noting)
+    train(micro(n_layers=3, n_dense_layers=1), quick(5, load_window=3), data, tmp_path / "run")
+    for step, row in enumerate(read_metrics(tmp_path / "run"), 1):
+        loads = torch.stack(steps[max(0, step - 3) : step]).sum(0).double()
+        assert loads.shape == (2, 4)
+        for layer, counts in enumerate(loads):
+            ratios = counts / counts.mean() - 1
+            assert row.load_cv_by_layer[layer] == pytest.approx(ratios.square().mean().sqrt().item())
+            assert row.max_violation_by_layer[layer] == pytest.approx(ratios.max().item())
+        assert row.load_cv == pytest.approx(sum(row.load_cv_by_layer) / 2)
+    train(micro(ffn="dense"), quick(1), data, tmp_path / "dense")
+    (row,) = read_metrics(tmp_path / "dense")
+    assert row.load_cv is row.load_cv_by_layer is row.max_violation_by_layer is None
+
+
+def test_rows_of_before_are_read(tmp_path):
+    """They have fewer fields, and one from later may have more."""
+    old = dict(step=1, tokens=64, loss=5.0, lr=0.1, seconds=1.0, tokens_per_second=64.0, utilisation=0.1)
+    old |= dict(seconds_left=2.0, grad_norm=0.5, load_cv=0.3)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n" + json.dumps(old | dict(step=2, later=7)) + "\n")
+    first, second = read_metrics(tmp_path)
+    assert (first.load_cv, first.load_cv_by_layer, first.skipped, second.step) == (0.3, None, None, 2)
 
 
 def test_a_row_that_was_cut_is_dropped(tmp_path, data):

@@ -2,20 +2,21 @@
 
 import math
 import os
+import re
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
 from moemla import training
 from moemla.balancing import Balancer, switch_loss, z_loss
-from moemla.checkpoint import best_of, checkpoints, load
+from moemla.checkpoint import checkpoints, load
 from moemla.config import TrainConfig
-from moemla.errors import DataError, MoemlaError
+from moemla.errors import DataError, Diverged, MoemlaError
 from moemla.measuring import matmul_rate
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
+from moemla.parallel import gradients
 from moemla.routing import record_routing
 from moemla.runs import Progress, read_metrics
 from moemla.shards import Batches, TokenShard, write_shard
@@ -216,37 +217,85 @@ def test_a_tokenizer_that_does_not_match_is_refused(tmp_path, data):
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def poison(monkeypatch, step: int):
-    """From this step on the gradients are no numbers; the loss of the step itself still is one."""
-    real, calls = training.train_step, [0]
+def poison(monkeypatch, step: int, value: float = math.nan):
+    """In this step of a run, counted from 1, one number of the last norm's bias has a gradient that is none."""
+    real, calls = training.gradient_norm, [0]
 
-    def broken(model, *args):
+    def poisoned(model, world):
         calls[0] += 1
-        loss, norm = real(model, *args)
-        if calls[0] >= step:
-            with torch.no_grad():
-                model.norm.weight.fill_(float("nan"))
-            norm = norm * float("nan")
-        return loss, norm
+        if calls[0] == step:
+            (gradient,) = [grad for grad in gradients(model) if grad.shape == (16,)][-1:]
+            gradient[3] = value
+        return real(model, world)
 
-    monkeypatch.setattr(training, "train_step", broken)
+    monkeypatch.setattr(training, "gradient_norm", poisoned)
 
 
-@pytest.mark.parametrize("log_every,found", [(1, 5), (8, 6)])
-def test_a_loss_that_is_no_number_is_one_line_and_never_saved(tmp_path, data, monkeypatch, log_every, found):
-    poison(monkeypatch, step=5)
-    with pytest.raises(MoemlaError, match=rf"step {found} is nan.*lower --lr") as error:
-        train(micro(), quick(16, log_every=log_every), data, tmp_path / "run", checkpoint_every=3)
-    assert "\n" not in str(error.value)
-    model, _ = load(tmp_path / "run")
-    assert checkpoints(tmp_path / "run")[-1].name == "step-00000003"
-    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("log_every", [1, 8])
+def test_a_gradient_that_is_no_number_stops_before_it_does_harm(tmp_path, data, monkeypatch, log_every, value):
+    """Step 5 of epoch 0 or so; what is kept is the run of four steps, and --resume meets the same end."""
+    settings, config = quick(16, log_every=log_every), micro(dropout=0.1)
+    with monkeypatch.context() as patched:
+        poison(patched, 5, value=value)
+        with pytest.raises(Diverged) as error:
+            train(config, settings, data, tmp_path / "run", checkpoint_every=3)
+    batches, run = Batches(TokenShard(data / "train.bin"), 4, 16), tmp_path / "run"
+    where = rf"step 5 \(epoch {batches.epoch(4)}, from window {16 % batches.windows} on\)"
+    why = r"the loss is \d\.\d+, 1 of 16 numbers in the gradient of norm\.bias are nan or inf"
+    stays = rf"--init {run} goes on from the state after step 4, in another folder, with a lower --lr"
+    assert re.fullmatch(f"{where}: {why}: {stays}", str(error.value))
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003", "step-00000004"]
     assert all(math.isfinite(row.loss) for row in read_metrics(tmp_path / "run"))
+    again = train(config, settings, data, tmp_path / "run", resume=True)  # whatever it was has gone
+    straight = train(config, settings, data, tmp_path / "straight")
+    assert same_weights(again, straight)  # dropout too: the state is that of before the step
+    assert what_was_learnt(tmp_path / "run") == what_was_learnt(tmp_path / "straight")
+
+
+def test_a_loss_that_is_no_number_stops_too(tmp_path, data, monkeypatch):
+    settings = quick(16)
+
+    def broken(self, tokens, targets=None, **more):
+        real = LanguageModel.features(self, tokens, **more).sum() * 0
+        return real + (math.inf if next(steps) == 3 else 1.0)
+
+    steps = iter(range(20))
+    monkeypatch.setattr(LanguageModel, "forward", broken)
+    with pytest.raises(Diverged, match=r"^step 4 .*the loss is inf, .*after step 3, in another folder"):
+        train(micro(), settings, data, tmp_path / "run", checkpoint_every=None)
+
+
+def test_where_nothing_was_learnt_nothing_is_kept(tmp_path, data, monkeypatch):
+    poison(monkeypatch, 1)
+    with pytest.raises(Diverged, match=r"^step 1 .*norm.bias are nan or inf: start again, with a lower --lr"):
+        train(micro(), quick(3), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_has_diverged_does_so_again_and_writes_nothing(tmp_path, data, monkeypatch):
+    poison(monkeypatch, 3)
+    with pytest.raises(Diverged) as error:
+        train(micro(), quick(9), data, tmp_path / "run")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
+    poison(monkeypatch, 1)
+    with pytest.raises(Diverged) as again:
+        train(micro(), quick(9), data, tmp_path / "run", resume=True)
+    assert str(again.value) == str(error.value)
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in files_in(tmp_path / "run")}
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path, data):
+    """A rate that is past all measure: the gradient is one, the weights after the step are none."""
+    settings = quick(6, lr=1e38, clip=1e30, weight_decay=10.0, optimizer="adamw")
+    with pytest.raises(Diverged, match=r"embedding.weight is not of numbers any more: start again, with a lower --lr"):
+        train(micro(), settings, data, tmp_path / "run", checkpoint_every=1)
+    assert not checkpoints(tmp_path / "run")
 
 
 def test_a_real_divergence_is_caught(tmp_path, data):
-    """Gradients of infinite norm make weights that are no numbers."""
-    with pytest.raises(MoemlaError, match=r"nan|inf"):
+    """Weights of 1e30 make losses that are no numbers."""
+    with pytest.raises(Diverged, match=r"^step \d+ .*the loss is (nan|inf)"):
         train(micro(), quick(40, lr=1e30, clip=1e30, optimizer="adamw"), data, tmp_path / "run")
 
 
@@ -525,71 +574,3 @@ def test_the_callers_settings_of_torch_stay(tmp_path, data, ends, flushed):
         assert callers_settings() == before
     finally:
         torch.set_flush_denormal(False)
-
-
-# --- validation -----------------------------------------------------------------------------------
-
-
-def test_validation_changes_nothing_but_the_log(tmp_path, data):
-    config = micro(dropout=0.2)
-    settings = quick(9, log_every=4, balance_rule="quantile", balance_rate=0.5, load_window=3)
-    plain = train(config, settings, data, tmp_path / "plain", checkpoint_every=4)
-    scored = train(config, settings, data, tmp_path / "scored", checkpoint_every=4, validate_every=2)
-    assert same_weights(plain, scored) and not scored.training
-    rows = read_metrics(tmp_path / "scored")
-    assert [row.step for row in rows] == [2, 4, 6, 8, 9] and all(row.valid_loss for row in rows)
-    assert [row.valid_loss for row in read_metrics(tmp_path / "plain")] == [None] * 3
-    files = [run / "checkpoints" / "step-00000009" / "optimizer.safetensors"
-             for run in (tmp_path / "plain", tmp_path / "scored")]  # fmt: skip
-    assert files[0].read_bytes() == files[1].read_bytes()  # the random state too
-    by_step = {row.step: row for row in read_metrics(tmp_path / "plain")}
-    assert rows[1].load_cv == by_step[4].load_cv and rows[-1].load_cv == by_step[9].load_cv
-
-
-def valid_loss_of(model: LanguageModel, data: Path, seq_len: int) -> float:
-    tokens = torch.from_numpy(TokenShard(data / "valid.bin").tokens.astype("int64"))
-    count = (len(tokens) - 1) // seq_len
-    nats = [
-        torch.nn.functional.cross_entropy(
-            model(tokens[None, at : at + seq_len])[0].double(), tokens[at + 1 :][:seq_len]
-        )
-        for at in range(0, count * seq_len, seq_len)
-    ]
-    return torch.stack(nats).mean().item()
-
-
-def test_the_best_model_is_kept_and_can_be_loaded(tmp_path, data):
-    """A rate that is far too high at the end of the warm-up: the best model is not the last."""
-    settings = quick(12, lr=0.6, warmup=12, optimizer="adamw")
-    model = train(micro(), settings, data, tmp_path / "run", validate_every=3)
-    losses = {row.step: row.valid_loss for row in read_metrics(tmp_path / "run") if row.valid_loss is not None}
-    assert sorted(losses) == [3, 6, 9, 12]
-    best = min(losses, key=losses.get)
-    assert 3 < best < 12
-    kept = best_of(tmp_path / "run")
-    assert kept["step"] == best and kept["valid_loss"] == losses[best]
-    found, tokenizer = load(tmp_path / "run" / "best")
-    assert tokenizer.vocab_size == 300 and not same_weights(found, model)
-    assert valid_loss_of(found, data, 16) == pytest.approx(losses[best], rel=1e-5)
-    assert valid_loss_of(model, data, 16) == pytest.approx(losses[12], rel=1e-5)
-
-
-def test_resume_keeps_the_best(tmp_path, data):
-    settings, how = quick(12, lr=3.0, warmup=12, optimizer="adamw"), dict(validate_every=3, checkpoint_every=6)
-    train(micro(), settings, data, tmp_path / "straight", **how)
-    with pytest.raises(Stop):
-        train(micro(), settings, data, tmp_path / "cut", on_progress=stop_after(8), **how)
-    before = best_of(tmp_path / "cut")
-    os.replace(tmp_path / "cut" / "best", tmp_path / "cut" / ".best.old")  # killed while two were exchanged
-    train(micro(), settings, data, tmp_path / "cut", resume=True, **how)
-    assert best_of(tmp_path / "cut") == best_of(tmp_path / "straight") == before
-    assert same_weights(load(tmp_path / "cut" / "best")[0], load(tmp_path / "straight" / "best")[0])
-    assert what_was_learnt(tmp_path / "cut") == what_was_learnt(tmp_path / "straight")
-    assert not (tmp_path / "cut" / ".best.old").exists()
-
-
-def test_only_so_many_tokens_are_scored(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(training, "VALID_TOKENS", 40)
-    seen = training._Validation(data, Tokenizer.load(data / "tokenizer.json"), quick(1), torch.device("cpu"))
-    assert seen.tokens.shape == (2, 16)
-    assert torch.equal(seen.tokens.flatten()[1:], seen.targets.flatten()[:-1])

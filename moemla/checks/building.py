@@ -33,7 +33,7 @@ SHARED = Wanted(("shared",), "function", "x w_in w_out activation?")
 BALANCER = Wanted(("Balancer",), "class", "model rule? rate?")
 SWITCH = Wanted(("switch_loss",), "function", "probabilities index")
 SWITCH_OF_ROUTING = Wanted(("switch_loss",), "function", "routing")
-TIMED = dict(d_model=64, n_experts=32, top_k=4, d_expert=16)
+TIMED = dict(d_model=64, n_experts=24, top_k=4, d_expert=16)  # no two weights of one shape, shared ones included
 
 
 def a_tensor(out: object, what: str) -> Tensor:

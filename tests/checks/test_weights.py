@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from moemla import FeedForward, MixtureOfExperts, MultiHeadAttention
+from moemla.checks.building import TIMED
 from moemla.checks.compare import CheckFailed, copy_weights
 from moemla.checks.weights import fit_weights, matched_by_shape
 
@@ -103,3 +104,12 @@ def test_what_cannot_be_told_is_one_line(parts, said):
     oracle = MultiHeadAttention(d_model=8, n_heads=2, bias=False)
     with pytest.raises(CheckFailed, match=re.escape(said)):
         fit_weights(module(**parts), oracle)
+
+
+@pytest.mark.parametrize("sizes", [TIMED, dict(d_model=16, n_experts=5, top_k=2, d_expert=3)], ids=["timed", "checked"])
+def test_a_mixture_is_told_by_its_shapes(sizes):
+    """No weight of the sizes that are checked could be another, but for the two of the shared layer."""
+    shapes = [
+        sorted(p.shape) for name, p in MixtureOfExperts(n_shared=2, **sizes).named_parameters() if "down" not in name
+    ]
+    assert len({tuple(shape) for shape in shapes if len(shape) == 2}) == sum(len(shape) == 2 for shape in shapes)

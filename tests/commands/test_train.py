@@ -3,13 +3,20 @@
 import json
 import resource
 import signal
+import sys
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from moemla import training
 from moemla.checkpoint import checkpoints, load
 from moemla.cli import main
+from moemla.commands.train import Train
+from moemla.config import TrainConfig
+from moemla.loggers import LOGGERS, Logger
 from moemla.runs import read_metrics
 from moemla.tokenizer import Tokenizer
 from tests.commands.shell import SLOW_START, SMALL, child, failed
@@ -33,6 +40,9 @@ from tests.runs import files_in, wait_for
         (["--lr", "nan"], "--lr nan: must be a finite number"),
         (["--balance-rate", "x"], "--balance-rate x: must be a number or None\n"),
         (["--balance-rate", "nan"], "--balance-rate nan: "),
+        (["--patience", "2"], "--patience 2: needs --validate-every N"),
+        (["--decay", "2"], "--decay 2.0: a share of the steps, at most 1"),
+        (["--recipe", "paper", "--steps", "100", "--warmup", "101"], "--warmup 101: must be at most --steps 100"),
     ],
     ids=" ".join,
 )
@@ -89,6 +99,85 @@ def test_missing_or_damaged_input_of_training_is_one_line(data, tmp_path, capsys
     line = failed(capsys, "train", "--data", data, "--out", data / "data.json", "--steps", "2", *SMALL)
     assert line.startswith("1") and "data.json" in line
     assert not (tmp_path / "run").exists()
+
+
+def asked_of_train(monkeypatch, data, *arguments) -> tuple:
+    """(model, training, options) of the call that a command makes."""
+    asked = []
+    monkeypatch.setattr(training, "train", lambda *how, **options: asked.append((*how[:2], options)))
+    assert main(["train", "--data", str(data), "--out", "run", *arguments]) == 0
+    return asked[0]
+
+
+@pytest.mark.parametrize("spelt", [["--recipe", "paper"], ["--recipe=paper"]], ids=" ".join)
+def test_the_papers_recipe_is_what_is_not_given(data, monkeypatch, spelt):
+    config, settings, _ = asked_of_train(monkeypatch, data, *spelt)
+    assert settings == TrainConfig.paper() and config.dropout == 0.1 and config.max_seq_len == 512
+    given = ["--steps", "900", "--warmup", "50", "--lr", "0.01", "--dropout", "0", "--batch-size", "16"]
+    config, settings, _ = asked_of_train(monkeypatch, data, *given, *spelt, "--precision", "float32")
+    expected = dict(steps=900, warmup=50, lr=0.01, batch_size=16, precision="float32")
+    assert settings == TrainConfig.paper(**expected) and config.dropout == 0
+    for plain in ([], ["--recipe", "tiny"]):
+        config, settings, _ = asked_of_train(monkeypatch, data, *plain)
+        assert settings == TrainConfig() and config.dropout == 0
+
+
+def test_options_of_the_loop_reach_it(data, monkeypatch):
+    every = ["--validate-every", "5", "--patience", "3", "--init", "pretrained/x", "--compile", "--recompute"]
+    _, _, options = asked_of_train(monkeypatch, data, *every)
+    expected = dict(validate_every=5, patience=3, init="pretrained/x", compile=True, recompute=True)
+    assert options.items() >= expected.items()
+    _, _, options = asked_of_train(monkeypatch, data)
+    assert options.items() >= dict(patience=0, init=None, compile=False, recompute=False).items()
+
+
+def test_the_help_of_the_papers_recipe_shows_its_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--recipe", "paper", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--steps INT (default: 50000)" in said and "--dropout FLOAT (default: 0.1)" in said
+
+
+def test_rows_go_to_every_logger_that_is_asked_for(data, tmp_path, monkeypatch):
+    made = []
+
+    class Noting(list, Logger):
+        def __init__(self, out, told):
+            made.append(self)
+            self.out, self.told, self.closed = out, told, 0
+
+        def __call__(self, row):
+            self.append(row.step)
+
+        def close(self):
+            self.closed += 1
+
+    (field,) = [field for field in fields(Train) if field.name == "logger"]
+    assert get_args(get_args(field.type)[0]) == tuple(LOGGERS)
+    for name in LOGGERS:
+        monkeypatch.setitem(LOGGERS, name, Noting)
+    how = ["train", "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "3", *SMALL]
+    assert main([*how, "--logger", "wandb", "tensorboard", "wandb"]) == 0
+    assert made == [[1, 2, 3], [1, 2, 3]] and [logger.closed for logger in made] == [1, 1]
+    assert (
+        made[0].out == tmp_path / "run" and made[0].told["train"]["steps"] == 3 and "d_model" in made[0].told["model"]
+    )
+
+
+def test_a_logger_that_is_not_installed_is_one_line(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    line = failed(capsys, "train", "--data", data, "--out", tmp_path / "run", "--logger", "wandb")
+    assert line == "1 moemla: wandb is not installed: pip install 'moemla[wandb]'\n" and not (tmp_path / "run").exists()
+
+
+def test_a_run_in_float16_begins_with_another_and_ends_early(data, run, tmp_path, capsys):
+    how = ["--data", str(data), "--out", str(tmp_path / "run"), "--steps", "40", *SMALL, "--lr", "1.0"]
+    how += ["--init", str(run), "--validate-every", "1", "--patience", "2", "--precision", "fp16"]
+    assert main(["train", *how]) == 0
+    rows = read_metrics(tmp_path / "run")
+    said = capsys.readouterr().out
+    assert f"ended after step {rows[-1].step}: 2 scores were no better" in said and rows[-1].step < 40
+    assert rows[0].loss_scale and rows[0].loss < read_metrics(run)[0].loss
 
 
 def test_a_loss_that_is_no_number_is_one_line(data, tmp_path, capsys):
