@@ -8,7 +8,7 @@ N tokens of a micro-batch pass a device at once. A number of w bytes: 4, or 2 un
 its own 16-bit copy of its input and each matrix has one too. Built in chapter 13.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from moemla import complexity
@@ -215,11 +215,16 @@ def _matrices(config: ModelConfig, layer: int, step: Step) -> int:
     return attention + biases + inner * c.d_model * c.d_ff
 
 
+def _routed(config: ModelConfig, layer: int, step: Step) -> int:
+    """Numbers of a block's routed experts on this device."""
+    c = config
+    each = (3 if c.activation == "swiglu" else 2) * c.d_model * c.d_expert
+    return _experts_here(c, step) * each if layer >= complexity.dense_layers(c) else 0
+
+
 def _leaves(config: ModelConfig, layer: int, step: Step) -> int:
     """Numbers of the matrices whose 16-bit copies autocast itself makes, and keeps until the loss is there."""
-    c = config
-    experts = _experts_here(c, step) * (3 if c.activation == "swiglu" else 2) * c.d_model * c.d_expert
-    return _matrices(c, layer, step) - _router(c, layer) - experts * (layer >= complexity.dense_layers(c))
+    return _matrices(config, layer, step) - _router(config, layer) - _routed(config, layer, step)
 
 
 def _norms(config: ModelConfig) -> int:
@@ -236,24 +241,28 @@ def _blocks(config: ModelConfig, step: Step) -> list[int]:
 
 
 def footprint(config: ModelConfig, step: Step) -> Footprint:
-    """The moment of a step at which most is held, and the bytes by part: five moments are compared.
+    """The moment of a step at which most is held, and the bytes by part: six kinds of moments are compared.
 
     The loss, with every activation and a block of logits; its backward, where the gradient of the head is scaled; the
     feed-forward and the attention of each block on the way back; the token table's gradient; the optimizer. With
     micro-batches the second one counts, which finds gradients there. Under DDP its buckets are a second copy of the
-    gradients; under FSDP the token table is gathered, and the block at hand with its whole gradients.
+    gradients, but of experts that are spread; under FSDP the token table is gathered, and the block at hand with its
+    whole gradients.
     """
     c, n = config, step.tokens
     shards = step.gpus if step.parallel == "fsdp" else 1
-    blocks, alone = _blocks(c, step), _blocks(c, Step(rows=1, seq_len=1))
+    whole = replace(step, expert_parallel=1)
+    here, alone = _blocks(c, step), _blocks(c, whole)
+    blocks, owner = (alone, whole) if shards > 1 else (here, step)  # FSDP divides by all devices, experts too
     outside = complexity.parameters(c).total - sum(alone)  # tables and the last norm
     numbers = outside + sum(blocks)
     table = c.vocab_size * c.d_model * WIDE
-    gathered = (outside + max(blocks)) * WIDE if shards > 1 else 0
+    gathered = (outside + max(here)) * WIDE if shards > 1 else 0
+    spread = sum(_routed(c, layer, step) for layer in range(c.n_layers)) if step.expert_parallel > 1 else 0
     held = dict(
         weights=numbers * WIDE // shards + _buffers(c),
-        gradients=numbers * WIDE if step.gpus > 1 and shards == 1 else 0,
-        optimizer=_optimizer(c, step, numbers) // shards,
+        gradients=(numbers - spread) * WIDE if step.gpus > 1 and shards == 1 else 0,  # DDP's buckets
+        optimizer=_optimizer(c, owner, numbers) // shards,
     )
     before = numbers * WIDE // shards if step.micro_batches > 1 else 0
     each = [sum(kept(c, layer, step).values()) for layer in range(c.n_layers)]
@@ -274,12 +283,12 @@ def footprint(config: ModelConfig, step: Step) -> Footprint:
     ]
     for layer in range(c.n_layers):
         later = table + sum(blocks[layer + 1 :]) * WIDE // shards if not before else before + table * c.tie_embeddings
-        later += blocks[layer] * WIDE if shards > 1 else 0
+        later += here[layer] * WIDE if shards > 1 else 0
         activations = sum(seen[:layer]) + each[layer] + sum(looked_at[layer + (not step.recompute) :])
-        whole = n * c.d_model * WIDE
+        residual = n * c.d_model * WIDE
         for name, freed, gradients, working in _backward(c, layer, step):
             gradients = 0 if before else gradients * WIDE // shards
-            moments.append(moment(name, later + gradients, activations - freed, 0, whole + working))
+            moments.append(moment(name, later + gradients, activations - freed, 0, residual + working))
     final = before or (sum(blocks) * WIDE // shards + table * (not c.tie_embeddings))
     slopes = (3 if c.tie_embeddings else 1) * table  # of the head, of the embedding, their sum; or of the embedding
     moments.append(moment("the gradient of the token table", final + slopes, sum(looked_at), 0, n * c.d_model * WIDE))

@@ -121,9 +121,9 @@ def plan(config: ModelConfig, job: Job | None = None) -> Plan:
     job = Job() if job is None else job
     right = f"must be at most max_seq_len={config.max_seq_len}"
     require(job.seq_len <= config.max_seq_len, "seq_len", job.seq_len, right)
-    experts = config.n_experts if config.ffn == "moe" else 1
-    right = f"must be at most n_experts={experts}" if experts > 1 else "must be 1: the model has no experts"
-    require(job.expert_parallel <= experts, "expert_parallel", job.expert_parallel, right)
+    experts, ranks = (config.n_experts if config.ffn == "moe" else 1), job.expert_parallel
+    right = f"{experts} experts leave a GPU without any; take fewer" if experts > 1 else "the model has no experts"
+    require(-(-experts // ranks) * (ranks - 1) < experts, "expert_parallel", ranks, right)
     card, counted, held = _card(job), complexity.parameters(config), footprint(config, job.step)
     flops = complexity.training_flops_per_token(config, job.seq_len)
     rate = job.gpus * job.mfu * (card.half if job.step.narrow else card.full) / flops

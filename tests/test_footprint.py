@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from moemla import complexity
+from moemla import complexity, footprint as footprint_module, losses
 from moemla.balancing import Balancer
 from moemla.config import VARIANTS, ModelConfig, TrainConfig
-from moemla.footprint import Step, _blocks, back_end, footprint, kept, _scores_kept
+from moemla.footprint import Step, _blocks, _scores_kept, back_end, footprint, kept
 from moemla.measuring import LiveBytes
 from moemla.model import LanguageModel
 from moemla.optim import make_optimizers
@@ -135,6 +135,10 @@ def test_any_step_holds_what_is_predicted(seed):
     assert abs(error(f"drawn {seed}", predicted(config, **step), measured(config, **step))) < 0.1
 
 
+def test_blocks_of_logits_are_those_of_the_loss():
+    assert (footprint_module.CHUNK, footprint_module.LINE) == (losses.CHUNK, losses.LINE)
+
+
 def test_a_block_by_hand():
     """Dense multi-head attention in float32: 16 N D numbers of 4 bytes, and statistics."""
     config = ModelConfig.preset("tiny", "mha", d_model=64, n_heads=4)
@@ -193,6 +197,10 @@ def test_experts_over_devices_keep_their_share():
     here = counted.total - counted.routed + counted.routed * 8 // 62  # 62 experts: six devices have 8, two have 7
     assert apart["weights"] - 4 * here < 4 * config.max_seq_len * 3 * 64 + 10**5  # the rest is tables
     assert apart["optimizer"] == 8 * here
+    rest = counted.total - counted.routed
+    assert apart["gradients"] == 4 * rest  # at the loss there are none but DDP's buckets, which leave the experts out
+    both = footprint(config, Step(**step, expert_parallel=8, parallel="fsdp")).parts
+    assert both["optimizer"] == 8 * counted.total // 8  # everything is divided by eight once, not twice
     with pytest.raises(ValueError, match="backend='masked': experts over several devices need 'grouped'"):
         back_end(ModelConfig(backend="masked"), Step(**step, expert_parallel=2))
 

@@ -43,7 +43,7 @@ def test_load_stands_beside_its_floor_and_layers_where_they_are_known():
     load, floor = axis.lines
     assert set(load.get_ydata()) == {0.5} and set(floor.get_ydata()) == {0.1}
     assert floor.get_linestyle() == ":" and load.get_color() == floor.get_color()
-    layered = [SimpleNamespace(**vars(row), load_cv_by_layer=[0.4, 0.6]) for row in rows()]
+    layered = [SimpleNamespace(**vars(row) | dict(load_cv_by_layer=[0.4, 0.6])) for row in rows()]
     (axis,) = curves({"a": layered}, ("load",)).axes
     assert [set(line.get_ydata()) for line in axis.lines] == [{0.5}, {0.1}, {0.4}, {0.6}]
     assert len(axis.get_legend().get_texts()) == 1

@@ -56,11 +56,11 @@ def _show(answer: planning.Plan, job: planning.Job) -> None:
     # karpathy/nanochat, dev/LOG.md, 19 February 2026: a model of 18 layers on H100
     print(f"\nassumed, not measured: {job.mfu:.0%} of {answer.peak_flops / 1e12:,.4g} TFLOP/s is reached (--mfu)")
     print("(published elsewhere: nanochat's 46% for a dense model, 35% with experts)")
-    print(f"  {answer.tokens_per_second:,.0f} tokens/s  {answer.hours:.1f} hours  {answer.gpu_hours:.1f} GPU hours")
+    print(f"  {answer.tokens_per_second:,.0f} tokens/s  {answer.hours:.2f} hours  {answer.gpu_hours:.2f} GPU hours")
     if answer.cost is not None:
         print(f"  cost {answer.cost:,.2f} at {job.price:,.2f} for a GPU and an hour")
     if answer.computed > 1.005:
         reasons = ["every token passes every expert (back end masked)"] if answer.backend == "masked" else []
         reasons += ["blocks run forward twice (--recompute)"] if job.recompute else []
         print(f"  run are {answer.computed:.2f} times these FLOPs: {' and '.join(reasons)};")
-        print(f"  if they, too, go at that rate: {answer.hours * answer.computed:.1f} hours")
+        print(f"  if they, too, go at that rate: {answer.hours * answer.computed:.2f} hours")

@@ -68,7 +68,7 @@ def test_this_machine_is_measured(capsys):
         (["--mfu", "0"], "--mfu 0.0: must be above 0 and at most 1"),
         (["--price", "-1"], "--price -1.0: must be 0 or more"),
         (["--gpu", "cpu"], "--gpus 8: must be 1 for --gpu 'cpu'"),
-        (["--expert-parallel", "2", "--variant", "mha"], "--expert-parallel 2: must be 1"),
+        (["--expert-parallel", "2", "--variant", "mha"], "--expert-parallel 2: the model has no experts"),
         (["--steps", "many"], "--steps many: must be a whole number\n"),
         (["--dropout", "2"], "--dropout 2.0: must be"),
         (["--set", "backend=loop"], "backend='loop': memory is known for 'masked' and 'grouped'"),
