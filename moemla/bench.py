@@ -291,7 +291,7 @@ def _use(model: LanguageModel, backend: str, graph: Callable | None = None) -> C
     for module in model.modules():
         if isinstance(module, Experts):
             module.backend = backend
-    return graph or model
+    return model if graph is None else graph  # a compiled module asks its inside for a length
 
 
 def _step(loss: Callable[[], Tensor], model: nn.Module, device, dtype) -> Callable:
@@ -386,15 +386,15 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
 
 def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any]) -> Cell:
     """A bench as a cell: what was measured of which model, and all options."""
-    arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}")
+    rows = f"-{chosen['variant']}-{chosen['batch_size'] or 8}x{chosen['seq_len']}" if what == "train" else ""
+    arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}{rows}")
     tags = dict(arm=arm, what=what, device=device) | chosen
     return Cell(experiment="bench", scale=torch.device(device).type, tags=tags, model=config)
 
 
 def _config(chosen: dict) -> ModelConfig:
     changes = dict(vocab_size=chosen["vocab_size"], max_seq_len=max(512, chosen["seq_len"] + 64))
-    if chosen["d_expert"] is not None:
-        changes["d_expert"] = chosen["d_expert"]
+    changes |= {} if chosen["d_expert"] is None else dict(d_expert=chosen["d_expert"])
     if chosen["against"]:
         changes |= dict(activation="swiglu", norm="rmsnorm", bias=False, rope_layout="interleaved")
     return ModelConfig.preset(chosen["size"], chosen["variant"], matched=chosen["matched"], **changes)

@@ -28,7 +28,8 @@ class Row:
     """One measured program.
 
     `seconds` is the median of one call and `spread` half the distance of the quartiles over it; `limit` the seconds
-    that `binds` ("products", "bytes" or "operations") would take alone. `tokens_per_second` counts what `tokens` says.
+    that `binds` ("products", "bytes" or "operations") would take alone; `peak_bytes` the most that was allocated on a
+    GPU meanwhile. `tokens_per_second` counts what `tokens` says.
     """
 
     case: str
@@ -39,6 +40,7 @@ class Row:
     rounds: int
     limit: float | None = None
     binds: str | None = None
+    peak_bytes: int | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -206,8 +208,18 @@ def measure(
     for name, times in timed.items():
         need = work[name] if isinstance(work, dict) else work
         limit, binds = machine.bind(need.flops, need.moved, operations(programs[name]))
-        rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds))
+        peak = _peak(programs[name], machine.device)
+        rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds, peak))
     return rows
+
+
+def _peak(program: Callable[[], Any], device: str) -> int | None:
+    """Bytes of a GPU that are allocated at most while a program runs; None on a CPU."""
+    if torch.device(device).type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    program()
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _spread(times: list[float]) -> float:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from moemla import bench, experts, results
-from moemla.cli import main
+from moemla.cli import _parsed, main
 from moemla.config import ModelConfig
 from moemla.measuring import Limits
+from moemla.model import LanguageModel
+from tools import on_gpu
 from tools.book import ROOT
 
 
@@ -75,6 +77,33 @@ def test_train_takes_real_steps_and_restores_nothing(monkeypatch):
     assert [row.program for row in rows] == ["ours masked", "ours loop"]
     assert rows[0].tokens == 16
     assert len(set(seen)) > 3  # the weights move
+
+
+def test_a_compiled_model_is_what_is_measured():
+    """It has no length, and what torch.compile makes of it says that it has one."""
+    model = LanguageModel(small())
+    graph = torch.compile(model)
+    assert bench._use(model, "loop", graph) is graph and bench._use(model, "masked") is model
+    assert model.blocks[0].feedforward.experts.backend == "masked"
+
+
+def test_a_training_step_on_a_gpu_says_what_it_allocates():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    (row,) = bench.bench_train(small(), batch_size=2, seq_len=8, device="cuda", seconds=0.0)
+    assert row.peak_bytes > 1000
+
+
+def test_what_waits_for_a_gpu_are_commands_with_results_of_their_own():
+    """Each bench parses, and no two would be one file."""
+    names = set()
+    for command in on_gpu.commands():
+        if "bench" not in command:
+            continue
+        chosen = dict(vars(_parsed(command[command.index("bench") :])))
+        dropped = {name: chosen.pop(name) for name in ("what", "json", "folder", "device", "seconds")}
+        names.add(bench.cell_of(dropped["what"], "cuda", bench._config(chosen), chosen).name)
+    assert len(names) == sum("bench" in command for command in on_gpu.commands()) >= 28
 
 
 def test_decode_writes_the_greedy_tokens_each_time():
