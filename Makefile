@@ -16,7 +16,7 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup book test test-all unit nbval browser mutants notebooks lab lint format screenshots clean
+.PHONY: help setup book test test-all unit nbval browser mutants notebooks lab lint format speedrun screenshots clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -76,6 +76,9 @@ lint: $(STAMP)  ## ruff, codespell and the floors of the house; how long the cha
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+speedrun: $(STAMP)  ## ten minutes on two cores, alone: TRAIN=stories VALID=held-out; the rules are book/speedrun.md
+	$(BIN)/python -m tools.speedrun --train "$(TRAIN)" --valid "$(VALID)" $(SPEEDRUN)
 
 screenshots: $(HTML)  ## PNGs of every page: light, dark, and as wide as a phone
 	@$(BIN)/python -m tools.browser

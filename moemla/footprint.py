@@ -15,7 +15,7 @@ from moemla import complexity
 from moemla.config import ModelConfig, require, require_count
 
 WIDE, INDEX = 4, 8  # bytes of float32 and int64
-CHUNK, LINE = 512, 64  # `losses`: rows of logits alive at once, and what their rows are padded to
+CHUNK, CPU_CHUNK, LINE = 512, 128, 64  # `losses`: rows of logits alive at once, and what their rows are padded to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +314,7 @@ def _looked_at(config: ModelConfig, layer: int, step: Step) -> int:
 def _loss_working(config: ModelConfig, step: Step) -> int:
     """A block of logits and its softmax; from the second block on those of the one before are still there."""
     n, w, vocab, d = step.tokens, step.width, config.vocab_size, config.d_model
-    rows, line = min(CHUNK, n), LINE // w
+    rows, line = min(CPU_CHUNK if step.on_cpu else CHUNK, n), LINE // w
     logits = rows * (-(-vocab // line) * line)
     again = n > rows
     slopes = 2 * rows * d * WIDE  # of a block of features, before and after it is scaled

@@ -1,5 +1,7 @@
 """Small models that hide nothing: odd sizes, every weight random, and the attention forms by name."""
 
+from pathlib import Path
+
 import torch
 
 from moemla.config import ModelConfig
@@ -75,3 +77,13 @@ def assert_causal(layer, width, steps, place, seed):
     (slope,) = torch.autograd.grad(out[:, place - 1].square().sum(), x)
     assert slope[:, place:].abs().max() == 0
     assert (slope[:, :place].abs().amax(-1) > 0).all()
+
+
+def peak_memory() -> float:
+    """Bytes that this process has held at most. Linux's ru_maxrss begins with that of the process that started it."""
+    try:
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024.0
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

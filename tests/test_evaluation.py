@@ -238,13 +238,14 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
 
 
 PEAK = """
-import resource, torch, moemla
+import torch, moemla
 from moemla.evaluation import document_nats
+from tests.helpers import peak_memory
 torch.set_num_threads(1)
 model = moemla.LanguageModel(moemla.ModelConfig.preset("SIZE", vocab_size=50257))
 stories = [[50256, *torch.randint(0, 50257, (length,)).tolist()] for length in (LENGTHS)]
 assert 10 < document_nats(model, stories).sum() / sum(len(story) - 1 for story in stories) < 12
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+print(peak_memory() / 1e9)
 """
 
 

@@ -190,8 +190,9 @@ def test_uniform_logits_cost_ln_v():
 
 
 STEP = """
-import resource, sys, torch, moemla
+import sys, torch, moemla
 import torch.nn.functional as F
+from tests.helpers import peak_memory
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = moemla.LanguageModel(moemla.ModelConfig.preset("XS", vocab_size=50257)).train()
@@ -202,7 +203,7 @@ else:
     loss = model(tokens, targets)
 loss.backward()
 slopes = sum(p.grad.double().abs().sum() for p in model.parameters())
-print(loss.item(), slopes.item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(loss.item(), slopes.item(), peak_memory())
 """
 
 

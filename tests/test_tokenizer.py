@@ -364,12 +364,12 @@ def test_groups_keep_order_and_size(monkeypatch):
 def test_a_long_story_takes_little_memory():
     """4 MB of prose at once: half a gigabyte where `tokenizers` works on it as a whole."""
     code = """
-        import resource
         from moemla.stories import stories
         from moemla.tokenizer import Tokenizer
+        from tests.helpers import peak_memory
 
         def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+            return peak_memory() / 1e6
 
         prose = " ".join(story.text for story in stories(50)) + " "
         text = prose * (4_000_000 // len(prose))

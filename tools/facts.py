@@ -48,7 +48,7 @@ def ledger() -> str:
     texts = [
         f"{found['computed']} follow from settings that the paper states",
         f"{found['consistent']} agree with its other numbers",
-        f"{found['measured'] or 'none'} were measured here",
+        f"{found['measured'] or 'none'} {'was' if found['measured'] == 1 else 'were'} measured here",
         f"{found['contradicted']} are contradicted",
         f"{found['undetermined']} cannot be decided from the text ({readings} of them hold under a reading that it "
         "does not state)",
@@ -165,6 +165,15 @@ def gpu() -> str:
     )
 
 
+def speedrun() -> str:
+    """The board."""
+    from moemla import results
+    from tools.speedrun import NAME, table
+
+    kept = results.load(RESULTS, NAME, missing_ok=True)
+    return "\n" + table(kept) + "\n" if kept else "\nNo run has been made under these rules yet.\n"
+
+
 BLOCKS = {
     "gpu": gpu,
     "chapters": chapters,
@@ -173,8 +182,9 @@ BLOCKS = {
     "benches": benches,
     "latent-cost": latent_cost,
     "machines": machines,
+    "speedrun": speedrun,
 }
-FILES = ("README.md", "book/preface.md")
+FILES = ("README.md", "book/preface.md", "book/speedrun.md")
 
 
 def filled(text: str) -> str:

@@ -15,12 +15,13 @@ from tests.test_results import ORIGIN
 from tools import facts, pages
 from tools.book import ROOT
 
-README, PREFACE = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
+README, PREFACE, SPEEDRUN = ((ROOT / name).read_text(encoding="utf-8") for name in facts.FILES)
 
 
 def test_the_blocks_are_there():
     assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "gpu", "ledger", "latent-cost"]
     assert facts.blocks_of(PREFACE) == ["chapters", "ledger", "machines"]
+    assert facts.blocks_of(SPEEDRUN) == ["speedrun"]
     for text in (README, PREFACE):
         assert text.count("written by tools/pages.py -->") == text.count("<!-- end of ") == len(facts.blocks_of(text))
 
@@ -38,7 +39,7 @@ def test_a_number_changed_by_hand_is_noticed(name):
 def test_the_pages_check_covers_readme_and_preface(monkeypatch):
     monkeypatch.setitem(facts.BLOCKS, "chapters", lambda: "20 of 19 chapters are written.")
     monkeypatch.setattr(pages, "PAGES", {})
-    assert pages.stale() == list(facts.FILES)
+    assert pages.stale() == ["README.md", "book/preface.md"]
 
 
 def test_nothing_is_claimed_of_every_number_or_part():
