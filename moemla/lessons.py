@@ -1,11 +1,24 @@
-"""What chapters share: a table, small data, and chapter 5's training loop at its shortest. Built in chapter 6."""
+"""What chapters share: a table, small data, chapter 5's training loop at its shortest, a function on several ranks.
 
+Built in chapter 6.
+"""
+
+import ast
+import inspect
+import linecache
+import os
 import re
+import signal
+import subprocess
+import symtable
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from types import FunctionType, ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -134,3 +147,123 @@ def train_small(
     finally:
         torch.set_num_threads(threads)
     return losses
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+PROGRAM = """import sys, traceback
+import torch
+from moemla.distributed import World
+
+torch.set_num_threads(1)
+globals().update(torch.load("values.pt", weights_only=False))
+{definitions}
+
+world = World.current()
+sys.stdout = open(f"said-{{world.rank}}", "w", buffering=1)
+try:
+    answer = {main}(world)
+except Exception as error:
+    with open("failed", "a") as file:  # the first line counts: others lose the rank that has written it
+        print(f"rank {{world.rank}}:", traceback.format_exception_only(error)[-1].strip(), file=file)
+    raise
+if world.main:
+    torch.save(answer, "answer.pt")
+world.wait()
+world.leave()
+"""
+
+
+def ranks(main: Callable[..., object], size: int = 2, seconds: float = 300.0) -> object:
+    """What `main(world)` returns on rank 0 of `size` processes of this machine, which torchrun starts. One thread each.
+
+    `main` is a function of a notebook. Its source goes into a file of its own, with whatever it names: functions and
+    classes as source, imports as imports, other values as they are now. What ranks print is printed here, rank by rank.
+    Built in chapter 13.
+
+    RuntimeError with the error of the rank that failed first, or where no answer has come within so many `seconds`;
+    ValueError for what cannot be sent.
+    """
+    require_count("size", size)
+    definitions, values = _needed(main)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "ranks.py").write_text(PROGRAM.format(definitions="\n\n".join(definitions), main=main.__name__))
+        torch.save(values, place / "values.pt")
+        here = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={size}",
+            "ranks.py",
+        ]
+        pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        environment = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=here)
+        process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+        try:
+            _, said = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"no answer of {size} ranks within {seconds:g} seconds") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for path in sorted(place.glob("said-*"), key=lambda path: int(path.name[5:])):
+            print(path.read_text(), end="")
+        if process.returncode:
+            failed = place / "failed"
+            raise RuntimeError((failed.read_text() if failed.exists() else said.strip() or "no word").splitlines()[0])
+        return torch.load(place / "answer.pt", weights_only=False)
+
+
+def _needed(main: Callable[..., object]) -> tuple[list[str], dict[str, object]]:
+    """(imports and sources, each behind what it needs; values by name) of all that a function names."""
+    scope, definitions, values, seen = main.__globals__, [], {}, set()
+
+    def add(name: str) -> None:
+        if name in seen or name not in scope:
+            return
+        seen.add(name)
+        value = scope[name]
+        if isinstance(value, ModuleType):
+            definitions.append(f"import {value.__name__} as {name}")
+        elif isinstance(value, (FunctionType, type)) and value.__module__ == main.__module__:
+            source = _source(value)
+            for part in sorted(_globals(symtable.symtable(source, name, "exec"))):
+                add(part)
+            definitions.append(source)
+        elif hasattr(value, "__module__") and hasattr(value, "__qualname__"):
+            definitions.append(f"from {value.__module__} import {value.__qualname__} as {name}")
+        else:
+            right = "is an object of a class of the notebook; make it in `main`"
+            require(type(value).__module__ != main.__module__, name, type(value).__name__, right)
+            values[name] = value
+
+    add(main.__name__)
+    return definitions, values
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    """The names that a source takes from outside of itself."""
+    outside = table.get_type() == "module"
+    names = {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_referenced() and (outside or symbol.is_global())
+    }
+    return names.union(*map(_globals, table.get_children()))
+
+
+def _source(value: FunctionType | type) -> str:
+    """The source of a function or class, of a notebook too, where `inspect` does not look for classes."""
+    parts = [value] if isinstance(value, FunctionType) else vars(value).values()
+    for code in (inspect.unwrap(part).__code__ for part in parts if isinstance(part, FunctionType)):
+        lines = linecache.getlines(code.co_filename)
+        for node in ast.parse("".join(lines)).body if lines else ():
+            if getattr(node, "name", None) == value.__name__:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                if first <= code.co_firstlineno <= node.end_lineno:
+                    return "".join(lines[first - 1 : node.end_lineno])
+    raise ValueError(f"main={value.__name__}: no source; define it at the top of a cell or file, with a function in it")

@@ -1,13 +1,18 @@
 """What chapters share: a table that any reader can see, small data, and a loop that does the same each time."""
 
+import linecache
+import time
+from types import ModuleType
+
 import IPython
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import moemla
 from moemla.balancing import switch_loss
-from moemla.lessons import show_table, small_data, train_small
+from moemla.lessons import _needed, ranks, show_table, small_data, train_small
 
 DATA = dict(stories=60, vocab_size=300, valid=5)
 SIZES = dict(vocab_size=300, n_layers=2, d_model=16, n_heads=2, n_experts=4, top_k=2, d_expert=8, max_seq_len=32)
@@ -156,3 +161,115 @@ def test_a_penalty_trains_and_is_not_recorded():
 def test_steps_are_counted():
     with pytest.raises(ValueError, match="steps=0"):
         train_small(model_of(), small_data(**DATA), 0)
+
+
+# ---- several processes
+
+START = torch.tensor([1.0, 10.0])
+WIDTH = 3
+
+
+class Layer(nn.Module):
+    def forward(self, x):
+        return WIDTH * x
+
+
+class Twice(Layer):
+    """A class that needs another."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def outer(x):
+    def inner():
+        return Twice()(x)
+
+    return inner()
+
+
+def summed(world):
+    print(f"rank {world.rank} of {world.size}")
+    x = START * (world.rank + 1)
+    dist.all_reduce(x)
+    return outer(x), moemla.ModelConfig.preset("tiny").top_k
+
+
+def failing(world):
+    if world.rank == 1:
+        raise ValueError("size=3: must be 4")
+    world.wait()
+
+
+def test_a_function_runs_on_several_ranks_with_whatever_it_names(capsys):
+    answer, top_k = ranks(summed)
+    assert torch.equal(answer, 6 * 3 * START) and top_k == 6
+    assert capsys.readouterr().out.splitlines() == ["rank 0 of 2", "rank 1 of 2"]
+
+
+def test_the_error_is_that_of_the_rank_that_failed_first():
+    with pytest.raises(RuntimeError, match=r"^rank 1: ValueError: size=3: must be 4$"):
+        ranks(failing)
+
+
+def test_ranks_that_give_no_answer_are_ended():
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"no answer of 2 ranks within 0\.5 seconds"):
+        ranks(summed, seconds=0.5)
+    assert time.monotonic() - begin < 30
+
+
+def cell(source: str, name: str) -> ModuleType:
+    """A cell of a notebook, whose source only linecache knows."""
+    notebook = ModuleType("__main__")
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    exec(compile(source, name, "exec"), vars(notebook))
+    return notebook
+
+
+CELL = """
+import torch.nn.functional as F
+from moemla import Router as Chooser
+import torch
+WIDTH = 2
+other = 5
+class Layer:
+    def width(self):
+        return WIDTH
+class Wide(Layer):
+    def width(self):
+        other = 3
+        return other * super().width()
+def unused():
+    return 1
+@torch.no_grad()
+def quiet():
+    return Wide().width()
+def main(world):
+    return quiet(), F.relu, Chooser, [WIDTH for WIDTH in (1, 2)]
+"""
+
+
+def test_what_is_sent_is_what_a_function_names_and_no_more():
+    definitions, values = _needed(cell(CELL, "cell-1").main)
+    assert values == {"WIDTH": 2}
+    imports = [part for part in definitions if part.startswith(("import", "from"))]
+    assert imports == [
+        "from moemla.routing import Router as Chooser",
+        "import torch.nn.functional as F",
+        "import torch as torch",
+    ]
+    sources = [part.splitlines()[0] for part in definitions if part not in imports]
+    assert sources == ["class Layer:", "class Wide(Layer):", "@torch.no_grad()", "def main(world):"]
+    exec("\n".join(definitions), values)
+
+
+def test_what_cannot_be_sent_is_said():
+    notebook = cell(CELL + "layer = Layer()\ndef main(world):\n    return layer\n", "cell-2")
+    with pytest.raises(ValueError, match="layer='Layer': is an object of a class of the notebook; make it in `main`"):
+        _needed(notebook.main)
+    exec("def main(world): return 1", vars(notebook))
+    with pytest.raises(ValueError, match="main=main: no source"):
+        _needed(notebook.main)
+    with pytest.raises(ValueError, match="size=0"):
+        ranks(summed, size=0)

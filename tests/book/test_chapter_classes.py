@@ -1,11 +1,13 @@
 """The classes that a reader builds in the chapters go through the same checks as the library's."""
 
+import threading
 from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 import moemla
@@ -31,6 +33,8 @@ from moemla.generation import filter_logits
 from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
+from moemla.parallel import RankDispatcher
+from moemla.precision import LossScaler
 from moemla.routing import Router, margin_histogram, route
 from moemla.stories import stories
 from tools.book import plan
@@ -556,3 +560,94 @@ def test_the_chapters_counts_are_the_librarys(changes):
     assert chapter(9).block_parameters(config) == two.total - one.total
     assert chapter(9).block_parameters(config, config.top_k) == two.active - one.active
     assert chapter(9).expert_width(config, complexity.parameters(config).total) == config.d_expert
+
+
+# ---- chapter 13
+
+
+@BOTH
+def test_a_loss_scale_finds_itself(whose):
+    scaler = LossScaler() if whose == "library" else chapter(13).Scaler()
+    fits = 2.0**13
+    steps = [scaler.update(scaler.scale <= fits) for _ in range(6010)]
+    assert [step for step, made in enumerate(steps) if not made] == [0, 1, 2, 2003, 4004, 6005]
+    assert scaler.scale == fits
+    (gradient,) = gradients = [torch.tensor([fits, -3.0])]
+    scaler.unscale(gradients)
+    assert torch.equal(gradient, torch.tensor([1.0, -3.0 / fits]))
+
+
+@pytest.fixture
+def ranks_as_threads(monkeypatch):
+    """`run(work, size)`: `work(rank, group)` of each, in threads that exchange as processes would."""
+
+    def run(work, size):
+        box, gate, answers = {}, threading.Barrier(size, timeout=30), [None] * size
+
+        def exchange(out, given, come=None, leave=None, group=None):
+            even = [len(given) // size] * size
+            box[group.rank()] = given.split(leave or even)
+            gate.wait()
+            out.copy_(torch.cat([box[rank][group.rank()] for rank in range(size)]))
+            assert [len(box[rank][group.rank()]) for rank in range(size)] == (come or even)
+            gate.wait()
+
+        def start(rank):
+            try:
+                answers[rank] = work(rank, dist.ProcessGroup(rank, size))
+            except BaseException as error:
+                answers[rank] = error
+                gate.abort()
+
+        monkeypatch.setattr(dist, "all_to_all_single", exchange)
+        threads = [threading.Thread(target=start, args=(rank,)) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, threading.BrokenBarrierError):
+                raise answer
+        return answers
+
+    return run
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_rows_go_to_the_rank_of_their_expert_and_come_home(whose, size, ranks_as_threads):
+    kind = RankDispatcher if whose == "library" else chapter(13).Dispatcher
+    draw = torch.Generator().manual_seed(size)
+    experts = [torch.randint(5, (n,), generator=draw).sort().values for n in (9, 0, 4)][:size]  # the last gets no row
+    share = 6 // size
+
+    def work(rank, group):
+        expert = experts[rank]
+        way = kind(expert, n_experts=6, group=group)
+        rows = torch.stack([expert, torch.full_like(expert, rank), torch.arange(len(expert))], 1).double()
+        came = way.dispatch(rows)
+        home = way.combine(came)
+        return way.counts, came, torch.equal(home, rows), way.share
+
+    sent = torch.cat(experts)
+    for rank, (counts, came, home, factor) in enumerate(ranks_as_threads(work, size)):
+        here = range(rank * share, (rank + 1) * share)
+        assert counts.tolist() == [(sent == e).sum().item() for e in here]
+        assert came[:, 0].tolist() == sorted(e for e in sent.tolist() if e in here)
+        assert came.tolist() == sorted(came.tolist()) and home and factor == 1.0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7])
+def test_the_chapters_ring_sums_and_sends_no_more_than_it_says(size):
+    table = torch.randint(9, (size, size)).tolist()
+    sums = [sum(column) for column in zip(*table, strict=True)]
+    assert chapter(13).ring(table) == 2 * (size - 1)
+    assert table == [sums] * size
+
+
+def test_the_chapters_gradients_are_means_over_ranks():
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.tensor([[4.0, 6.0]])  # the bias has none
+    world = SimpleNamespace(size=4, sum=lambda tensor: tensor.mul_(2))
+    chapter(13).mean_gradients(layer, world)
+    assert torch.equal(layer.weight.grad, torch.tensor([[2.0, 3.0]])) and layer.bias.grad is None
