@@ -17,8 +17,8 @@ def turns_every_tile(rope: Callable, width: int = 10) -> None:
     for heads, steps in TURNS:
         here = torch.arange(steps)[None]
         lying = normal(1, steps, heads, width).requires_grad_()
-        for x, how in ((lying.transpose(1, 2).contiguous(), ""), (lying.transpose(1, 2), ", a transposed view")):
-            what = f"x {tuple(x.shape)}{how}"
+        for x, lies in ((lying.transpose(1, 2).contiguous(), ""), (lying.transpose(1, 2), ", a transposed view")):
+            what = f"x {tuple(x.shape)}{lies}"
             same_with_gradients(rope(x, here), turned_by_hand(x, here), {"x": lying}, what)
 
 
