@@ -316,6 +316,8 @@ def test_module(activation):
 class Part:
     """Of all experts only those from `first` to before `last` are here; the rows of the others come back as zeros."""
 
+    share = 1.0
+
     def __init__(self, expert, first, last):
         self.here = (expert >= first) & (expert < last)
         self.counts = torch.bincount(expert[self.here] - first, minlength=last - first)
@@ -329,6 +331,8 @@ class Part:
 
 class Reordered:
     """The experts stand in another order here: `order` (E,) says which stands where."""
+
+    share = 1.0
 
     def __init__(self, expert, order):
         place = order.argsort()[expert]
