@@ -330,7 +330,61 @@ class MixtureOfExperts(nn.Module):
         return out.view_as(x)
 """  # chapter 7 once more: shared experts as one nn.Sequential, and padding
 
-FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT}
+TEN = """
+import torch
+from torch import nn
+
+BLOCK = 16
+
+
+class Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin, way):
+        ctx.save_for_backward(cos, sin)
+        ctx.way = way
+        out, half = torch.empty(x.shape), x.shape[1] // 2
+        for start in range(0, len(x), BLOCK):
+            row = torch.arange(start, min(start + BLOCK, len(x)))
+            t = row % len(cos)
+            c, s = cos[t], way * sin[t]
+            a, b = x[row, :half], x[row, half:]
+            out[row, :half], out[row, half:] = a * c - b * s, b * c + a * s
+        return out
+
+    @staticmethod
+    def backward(ctx, came):
+        return Turn.apply(came, *ctx.saved_tensors, -ctx.way), None, None, None
+
+
+class Rope(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.speed = 10000.0 ** (-torch.arange(0, width, 2) / width)
+
+    def forward(self, x, positions):
+        angles = positions[0, :, None] * self.speed
+        rows = x.reshape(-1, x.shape[-1])
+        return Turn.apply(rows, angles.cos(), angles.sin(), 1.0).view(x.shape)
+
+
+def route(logits, bias, top_k):
+    n, e = logits.shape
+    lanes = 1 << (e - 1).bit_length()
+    score = torch.zeros(n, lanes)
+    score[:, :e] = logits.sigmoid()
+    left = torch.full((n, lanes), -torch.inf)
+    left[:, :e] = score[:, :e].detach() + bias
+    chosen = []
+    for _ in range(top_k):
+        best = left.argmax(1, keepdim=True)
+        left = left.scatter(1, best, -torch.inf)
+        chosen.append(best)
+    index = torch.cat(chosen, 1)
+    gate = score.gather(1, index)
+    return index, gate / gate.sum(1, keepdim=True)
+"""
+
+FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN}
 
 UNITS = "outputs equal the library's"
 SLOPES = "gradients equal the library's"
@@ -620,6 +674,54 @@ WRONG = [
         "gate = (scores + bias).gather",
         "route: a bias chooses",
         "5.25 taken off",
+    ),
+    (
+        10,
+        "the gradient turns on",
+        "-ctx.way",
+        "ctx.way",
+        "Rope: turns the pairs",
+        r"gradient of x: .* wanted",
+    ),
+    (
+        10,
+        "a last tile that is left out",
+        "range(0, len(x), BLOCK)",
+        "range(0, max(BLOCK, len(x) - BLOCK + 1), BLOCK)",
+        "Rope: turns the rows of every tile",
+        r"x \(1, 1, 37, 10\)",
+    ),
+    (
+        10,
+        "a view's memory read as if its rows lay one after the other",
+        "x.reshape(-1, x.shape[-1])",
+        "torch.as_strided(x, (x.numel() // x.shape[-1], x.shape[-1]), (x.shape[-1], 1))",
+        "Rope: turns the rows of every tile",
+        r"a transposed view",
+    ),
+    (
+        10,
+        "lanes of padding that can win",
+        "left = torch.full((n, lanes), -torch.inf)",
+        "left = torch.zeros(n, lanes)",
+        "route: routes the tokens of every tile",
+        r"chooses expert \[\d+\] of 5",
+    ),
+    (
+        10,
+        "an expert that is taken stays to be taken",
+        "left = left.scatter(1, best, -torch.inf)",
+        "left = left.scatter(1, best, -2.0)",
+        "route: routes the tokens of every tile",
+        r"does not get the largest",
+    ),
+    (
+        10,
+        "a gate over all lanes",
+        "gate.sum(1, keepdim=True)",
+        "score.sum(1, keepdim=True)",
+        "route: gates are shares",
+        r"sum of a token's gates",
     ),
 ]
 

@@ -66,11 +66,11 @@ def turning(reader: Reader, width: int, layout: str = "halves") -> Callable:
     return rope.double() if isinstance(rope, nn.Module) else rope
 
 
-def rotations(reader: Reader) -> list[Rotation]:
+def rotations(reader: Reader, width: int = 8) -> list[Rotation]:
     """The file's rotation, in the layouts that it has."""
     match = reader.find(ROPE)
     layouts = ("halves", "interleaved") if "layout" in match.roles else ("halves",)
-    return [Rotation(match.name, lambda layout: turning(reader, 8, layout), layouts)]
+    return [Rotation(match.name, lambda layout: turning(reader, width, layout), layouts)]
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,8 @@ def choices(reader: Reader) -> list[Choice]:
         right = isinstance(pair, tuple) and len(pair) >= 2 and all(isinstance(part, Tensor) for part in pair[:2])
         right = right and not pair[0].is_floating_point()
         require(right, f"{match.name} gives {type(out).__name__}, not (index, gate) with whole numbers for the index")
+        none = pair[0][(pair[0] < 0) | (pair[0] >= logits.shape[-1])]
+        require(not len(none), f"{match.name} chooses expert {none[:1].tolist()} of {logits.shape[-1]}, counted from 0")
         return pair[0], pair[1]
 
     return [Choice(match.name, call, match.takes("bias"))]

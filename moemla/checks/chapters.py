@@ -12,7 +12,7 @@ import torch
 
 from moemla.attention import MultiHeadAttention
 from moemla.cache import HybridCache, JointLatentCache, KVCache, LatentCache
-from moemla.checks import attention, balancing, building, experts, model, rope
+from moemla.checks import attention, balancing, building, experts, model, rope, tiles
 from moemla.checks.building import TIMED, WIDE, Kind, Wanted, turning
 from moemla.checks.compare import normal, time_ratio
 from moemla.checks.finding import Missing, Reader
@@ -99,6 +99,13 @@ ROTATION = (
     ),
 )
 
+RAGGED = 10  # a width that is no power of two
+TURNED = (
+    Line("turns the pairs of eq. 9", lambda s: rope.turns_the_pairs(s.make("halves"), width=RAGGED)),
+    Line("turns the rows of every tile", lambda s: tiles.turns_every_tile(s.make("halves"), width=RAGGED)),
+    Line("scores depend on the distance alone", lambda s: rope.scores_by_distance(s.make("halves"), width=RAGGED)),
+)
+
 ROUTE = (
     Line("the k largest are chosen", lambda s: experts.chooses_the_largest(s.call, s.scores, s.biased)),
     Line("gates are shares of the chosen scores", lambda s: experts.gates_are_shares(s.call, s.scores, s.biased)),
@@ -111,6 +118,12 @@ ROUTE = (
         "experts in another order change nothing",
         lambda s: experts.permuting_experts_permutes_the_routing(s.call, s.biased),
     ),
+)
+
+TILED = (
+    *ROUTE,
+    Line("routes the tokens of every tile", lambda s: tiles.routes_every_tile(s.call)),
+    Line("of equal scores it takes different experts", lambda s: tiles.equals_are_all_different(s.call)),
 )
 
 
@@ -318,6 +331,10 @@ CHAPTERS: dict[int, tuple[Part, ...]] = {
         one(building.BALANCER, building.balancers, PARTS, needed=False),
         one(building.SWITCH, building.switch_losses, SWITCH, needed=False),
         one(building.ROUTE, building.choices, ROUTE, needed=False),
+    ),
+    10: (
+        one(building.ROPE, partial(building.rotations, width=RAGGED), TURNED),
+        one(building.ROUTE, building.choices, TILED),
     ),
 }
 

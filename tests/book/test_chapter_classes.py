@@ -30,6 +30,7 @@ from moemla.checks.chapters import ATTENTION, CHAPTERS, HYBRID, ROTATION, ROUTE,
 from moemla.checks.finding import Reader
 from moemla.checks.subjects import Attention, Choice, Function, Rotation
 from moemla.generation import filter_logits
+from moemla.kernels import INTERPRETED
 from moemla.losses import linear_cross_entropy
 from moemla.ngrams import NGram
 from moemla.optim import learning_rate, make_optimizers
@@ -98,7 +99,8 @@ def test_the_chapters_counts_take_any_iterable_and_no_strange_token():
 
 # ---- chapters with a table of checks: the chapter's own classes, found as `moemla check` finds a reader's
 
-WRITTEN = [number for number in CHAPTERS if (plan()[number - 1]).written]
+KERNELS = {10}  # chapters whose definitions need Triton's interpreter
+WRITTEN = [n for n in CHAPTERS if plan()[n - 1].written and (n not in KERNELS or INTERPRETED)]
 PARTS = {
     2: {"CausalAttention", "step"},
     3: {"LatentAttention", "step_rebuilt", "step_absorbed"},
@@ -115,6 +117,7 @@ PARTS = {
         *("Balancer", "switch_loss", "route"),
     },
     7: {"MixtureOfExperts", "shared"},
+    10: {"Rope", "route"},
 }
 
 
@@ -560,6 +563,34 @@ def test_the_chapters_counts_are_the_librarys(changes):
     assert chapter(9).block_parameters(config) == two.total - one.total
     assert chapter(9).block_parameters(config, config.top_k) == two.active - one.active
     assert chapter(9).expert_width(config, complexity.parameters(config).total) == config.d_expert
+
+
+# ---- chapter 10
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize("block", [1, 3, 4, 64])
+def test_a_router_over_tiles_of_any_size_and_in_any_order(block):
+    code, logits, bias = chapter(10), torch.randn(21, 7), torch.randn(7)
+    wanted = route(logits, bias, 3)
+    for back in (False, True):
+        index, gate, counts = code.by_tiles(logits, bias, 3, block, back)
+        assert torch.equal(index, wanted.index) and torch.equal(counts, wanted.counts)
+        torch.testing.assert_close(gate, wanted.gate)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_rows_are_turned_alike_by_a_kernel_and_by_a_loop(block):
+    code, x, table = chapter(10), torch.randn(21, 10), RotaryEmbedding(10, 7)
+    rows, memory = x.view(1, 3, 7, 10), torch.full((220,), 7.0)
+    sizes = 21, 7, 10, 1, 5, block
+    code.launch(
+        code.turn_tile, -(-21 // block), x.flatten(), memory, table.cos.flatten(), table.sin.flatten(), 1, *sizes
+    )
+    assert (memory[210:] == 7).all()
+    for turned in (memory[:210].view(21, 10), code.turned(x, table.cos, table.sin, block=-(-block // 4) * 4)):
+        torch.testing.assert_close(turned.view_as(rows), table(rows))
 
 
 # ---- chapter 13

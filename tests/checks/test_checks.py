@@ -44,6 +44,7 @@ from moemla.checks import (
     experts as routed,
     model,
     rope,
+    tiles,
     time_ratio,
     tokens,
     training,
@@ -295,6 +296,29 @@ def softmax_after_top_k(logits, bias, top_k):
     return index, logits.gather(1, index).softmax(-1)
 
 
+def first_tile(x, at):
+    """Rows beyond the first 64 stay as they are."""
+    return torch.cat((turning(10)(x[:, :, :64], at[:, :64]), x[:, :, 64:]), 2)
+
+
+def strides_forgotten(x, at):
+    return turning(10)(torch.as_strided(x, x.shape, torch.empty(x.shape).stride()), at)
+
+
+def lane_of_zero(logits, bias, top_k):
+    """The lane behind the last expert can win, and is then called the last expert."""
+    score = F.pad(logits.sigmoid(), (0, 1))
+    index = F.pad(logits.sigmoid() + bias, (0, 1)).topk(top_k).indices
+    gate = score.gather(1, index)
+    return index.clamp(max=logits.shape[1] - 1), gate / gate.sum(1, keepdim=True)
+
+
+def same_again(logits, bias, top_k):
+    index = (logits + bias).argmax(1, keepdim=True).expand(-1, top_k)
+    gate = logits.sigmoid().gather(1, index)
+    return index, gate / gate.sum(1, keepdim=True)
+
+
 def detached_gate(logits, bias, top_k):
     index, gate = routing(logits, bias, top_k)
     return index, gate.detach()
@@ -410,6 +434,9 @@ def right():
     yield of(rope.scores_by_distance, turning())
     yield of(rope.layouts_differ_by_a_permutation, turning(), turning(8, "interleaved"))
     yield of(rope.order_and_distance, mla(rope=turning()), WIDTH)
+    yield of(tiles.turns_every_tile, turning(10))
+    yield of(tiles.routes_every_tile, routing)
+    yield of(tiles.equals_are_all_different, routing)
     yield of(compare.equals_oracle, mha(), plain, WIDTH)
     yield of(compare.equals_oracle, language_model().double(), language_model().double(), WIDTH, VOCAB)
     yield of(tokens.nothing_is_lost, Bytes(), ["once", "upon"])
@@ -527,6 +554,11 @@ def wrong():
     )
     yield of(rope.scores_by_distance, alike(), said="64 distances have 16 scores")
     yield of(rope.layouts_differ_by_a_permutation, turning(), turning(), said=r"interleaved x \(1, 2, 9, 8\)")
+    yield of(tiles.turns_every_tile, first_tile, said=r"x \(1, 3, 70, 10\)")
+    yield of(tiles.turns_every_tile, strides_forgotten, said=r"x \(1, 2, 3, 10\), a transposed view")
+    yield of(tiles.routes_every_tile, lane_of_zero, said=r"top 2 of logits \(1, 5\).*token \[0\] does not get")
+    yield of(tiles.routes_every_tile, detached_gate, said=r"top 2 of logits \(1, 5\): gates, gradient of the logits")
+    yield of(tiles.equals_are_all_different, same_again, said=r"top 3 of 5 equal scores: \[0, 0, 0\]")
     yield of(
         rope.order_and_distance,
         TurnedLatent(latent_dim=6, rope=turning(), **HOW),

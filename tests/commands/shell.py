@@ -1,8 +1,10 @@
 """The command as a shell starts it, and the one line that it says where it fails."""
 
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 
 from moemla.cli import main
 
@@ -12,9 +14,12 @@ SLOW_START = 120  # seconds that a child may take on a loaded machine
 
 
 def child(*arguments, **how) -> subprocess.Popen:
-    """A process with buffered output, as a shell starts it."""
+    """A process with buffered output, as a shell starts it: it hears SIGINT, though these tests may run in a background
+    job, which does not.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes |= dict(preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler))
     return subprocess.Popen([*PYTHON, *map(str, arguments)], **pipes | how)
 
 
