@@ -1,6 +1,7 @@
 """Besides metrics.jsonl: the rows of a run for TensorBoard or Weights & Biases. Built in chapter 13."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,13 @@ from moemla.errors import optional
 from moemla.runs import Progress
 
 
-class Logger:
+class Logger(ABC):
     """What is called with each row of a run, and closed at its end."""
 
-    def __call__(self, row: Progress) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __call__(self, row: Progress) -> None: ...
 
+    @abstractmethod
     def close(self) -> None:
         """Ends what was begun at the first row."""
 

@@ -44,7 +44,7 @@ class Train:
     init: str | None = None
     """Begin with the weights of this run or saved model (pretrained/NAME too), with a schedule of its own."""
     compile: Flag[bool] = False
-    """Train through torch.compile: a minute to begin with, then faster; dropout draws other numbers."""
+    """Train through torch.compile: a minute to begin with; dropout draws other numbers. No faster on two cores."""
     recompute: Flag[bool] = False
     """Make the passes of the blocks again in backward: the same numbers, a fraction of the memory, more time."""
     logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
