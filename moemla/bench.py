@@ -27,9 +27,8 @@ from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAtt
 from moemla.measuring import Limits, Row, Work, limits, measure
 from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
+from moemla.precision import DTYPES
 from moemla.rope import RotaryEmbedding
-
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _forward(program: Callable[[], Tensor]) -> Callable:
