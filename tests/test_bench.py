@@ -43,15 +43,6 @@ def test_moe_measures_every_back_end_the_layer_and_the_dense_one():
             assert row.binds in ("products", "bytes", "operations")
 
 
-def test_moe_leaves_out_what_would_take_too_long():
-    slow = Limits("cpu", "float32", products=1e6, operation=1e-6)
-    w_in = torch.empty(8, 16, 8)
-    assert not bench._affordable("masked", 10_000, w_in, 2, slow)
-    assert bench._affordable("masked", 10, w_in, 2, slow)
-    assert not bench._affordable("gather", 10**6, w_in, 2, slow)
-    assert bench._affordable("grouped", 10**6, w_in, 2, slow)
-
-
 def test_attention_measures_every_form_at_every_length():
     found = by_case(bench.bench_attention(small(), lengths=(3, 9), batch_size=2, seconds=0.0))
     assert list(found) == ["decode length=3 batch=2", "decode length=9 batch=2"]
