@@ -245,7 +245,7 @@ def _experts(c: ModelConfig, n: int, machine: Limits, factory: dict, usable: boo
     if usable:
         from moemla.kernels.experts import routed_experts
 
-        programs["kernel"] = lambda: routed_experts(x, w_in, w_out, index, gate, c.activation)[:1]
+        programs["kernel"] = lambda: (routed_experts(x, w_in, w_out, index, gate, c.activation)[0],)
     each = c.d_model * (1 + width_in(1, c.activation))  # numbers of an expert for each unit of its width
     chosen = min(c.n_experts, n * c.top_k)
     flops = 2 * n * each * c.top_k * c.d_expert

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from moemla import bench, experts, results
+from moemla import bench, experts, kernels, results
 from moemla.cli import _parsed, main
 from moemla.config import ModelConfig
 from moemla.measuring import Limits
@@ -137,10 +137,33 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("decode length=8 batch=1") and out.count("*") == 1
     (result,) = results.load(tmp_path, "bench")
+    assert "lengths" not in result.settings["tags"]  # those of kernels alone
     assert result.settings["model"]["d_model"] == 128 and result.name == "attention-tiny-8-float32"
     assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
     assert main([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measures"]["rows"]
+
+
+def test_kernels_have_lengths_and_a_result_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    call = [
+        "bench",
+        "kernels",
+        "--variant",
+        "moe-mla-rope",
+        "--tokens",
+        "4",
+        "--lengths",
+        "8",
+        "16",
+        "--batch-size",
+        "3",
+    ]
+    assert main([*call, "--seconds", "0", "--device", "cpu", "--folder", str(tmp_path)]) == 0
+    (result,) = results.load(tmp_path, "bench")
+    assert result.name == "kernels-tiny-8-float32" and list(result.settings["tags"]["lengths"]) == [8, 16]
+    tokens = {row["case"]: row["tokens"] for row in result.measures["rows"]}
+    assert tokens["rope forward n=4"] == 4 and tokens["joint decode length=16"] == 3
 
 
 def test_a_bench_of_other_settings_does_not_replace_the_one_that_is_there(tmp_path, capsys):
@@ -197,6 +220,9 @@ def test_the_readme_tells_what_was_measured():
     ("arguments", "message"),
     [
         (["bench", "moe", "--variant", "mha"], "--variant 'mha': has no experts"),
+        (["bench", "kernels", "--variant", "mla"], "--variant 'mla': has no experts"),
+        (["bench", "kernels", "--lengths", "0"], "--lengths 0"),
+        (["bench", "kernels", "--against", "transformers"], "--against 'transformers'"),
         (["bench", "moe", "--device", "mps"], "--device 'mps'"),
         (["bench", "train", "--d-expert", "0"], "--d-expert 0"),
         (["bench", "train", "--batch-size", "0"], "--batch-size 0"),

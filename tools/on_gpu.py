@@ -1,4 +1,4 @@
-"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, experts, attention and kernels.
+"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, layers and kernels.
 
 python -m tools.on_gpu           all of it, with this interpreter
 python -m tools.on_gpu --list    only print the commands
@@ -19,7 +19,7 @@ LENGTHS = ("512", "2048", "8192", "32768")
 
 
 def commands() -> list[list[str]]:
-    """Tests first; a training step of size M; then M and XL: experts of equal total and as printed, attention, kernels."""
+    """Tests first; a training step of size M; then M and XL: both kinds of experts, attention, kernels."""
     python = [sys.executable, "-m"]
     found = [[*python, "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider"]]
     found += [[*python, "pytest", "tests", "-q", "-p", "no:cacheprovider", "-k", "gpu"]]
