@@ -1,4 +1,4 @@
-"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, experts and attention.
+"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, layers and kernels.
 
 python -m tools.on_gpu           all of it, with this interpreter
 python -m tools.on_gpu --list    only print the commands
@@ -19,7 +19,7 @@ LENGTHS = ("512", "2048", "8192", "32768")
 
 
 def commands() -> list[list[str]]:
-    """Tests first; a training step of size M; then M and XL: experts of equal total and as printed, and attention."""
+    """Tests first; a training step of size M; then M and XL: both kinds of experts, attention, kernels."""
     python = [sys.executable, "-m"]
     found = [[*python, "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider"]]
     found += [[*python, "pytest", "tests", "-q", "-p", "no:cacheprovider", "-k", "gpu"]]
@@ -38,6 +38,7 @@ def commands() -> list[list[str]]:
                 found.append([*python, "moemla.cli", "bench", "moe", *how, "--tokens", *TOKENS, *keep])
         how = ["--size", size, "--dtype", "bf16", "--batch-size", "16"]
         found.append([*python, "moemla.cli", "bench", "attention", *how, "--tokens", *LENGTHS, *keep])
+        found.append([*python, "moemla.cli", "bench", "kernels", *how, "--variant", "moe-mla-rope", *keep])
     return found
 
 
