@@ -145,20 +145,21 @@ def milliseconds(call: Callable[[], object]) -> float:
     return statistics.median(times[2:])
 
 
-def tuned(only: list[str], workers: int) -> list[dict]:
-    """A row a choice: case, choice, milliseconds or what went wrong; the one in `tiling` has choice {}."""
+def tuned(only: list[str], workers: int) -> Iterator[list[dict]]:
+    """The rows of one case after another: case, choice, milliseconds or what went wrong; {} is what `tiling` says."""
     cases = {case: CHOICES[case] for case in CHOICES if not only or any(part in case for part in only)}
-    work = [(case, name, choice) for case, (name, choices) in cases.items() for choice in ({}, *choices)]
+    work = {case: [(case, name, choice) for choice in ({}, *choices)] for case, (name, choices) in cases.items()}
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        wrong = pool.map(compiled, work, chunksize=1)
-    rows = []
-    for (case, name, choice), problem in zip(work, wrong, strict=True):
-        row = dict(case=case, choice=choice, problem=problem)
-        if problem is None:
-            with changed(name, choice):
-                row["ms"] = milliseconds(program(case))
-        rows.append(row)
-    return rows
+        wrong = iter(pool.map(compiled, [one for each in work.values() for one in each], chunksize=1))
+    for each in work.values():
+        rows = []
+        for case, name, choice in each:
+            row = dict(case=case, choice=choice, problem=next(wrong))
+            if row["problem"] is None:
+                with changed(name, choice):
+                    row["ms"] = milliseconds(program(case))
+            rows.append(row)
+        yield rows
 
 
 def profile() -> str:
@@ -192,16 +193,16 @@ def main() -> int:
     if chosen.profile:
         print(profile(), flush=True)
         return 0
-    rows = tuned(chosen.only, chosen.workers)
-    if chosen.out:
-        chosen.out.write_text(json.dumps(rows))
-    for case in dict.fromkeys(row["case"] for row in rows):
-        own = [row for row in rows if row["case"] == case and "ms" in row]
-        now = next((row["ms"] for row in own if not row["choice"]), float("nan"))
-        print(f"{case}: now {now:.4f} ms")
-        for row in sorted(own, key=lambda row: row["ms"])[:4]:
-            print(f"  {row['ms']:.4f}  {row['choice']}")
-        print(f"  failed: {sum(row['case'] == case and row['problem'] is not None for row in rows)}")
+    rows = []
+    for own in tuned(chosen.only, chosen.workers):
+        rows += own
+        if chosen.out:
+            chosen.out.write_text(json.dumps(rows))
+        timed = sorted((row for row in own if "ms" in row), key=lambda row: row["ms"])
+        now = next((row["ms"] for row in timed if not row["choice"]), float("nan"))
+        print(f"{own[0]['case']}: now {now:.4f} ms, {len(own) - len(timed)} of {len(own)} failed", flush=True)
+        for row in timed[:4]:
+            print(f"  {row['ms']:.4f}  {row['choice']}", flush=True)
     return 0
 
 
