@@ -64,7 +64,7 @@ def sum_slots(tensor: Tensor, width: int) -> Meta:
 
 
 def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
-    """Slots of a tile, and what of the latents (S, R) is multiplied at once: all of it, where a tile of it can be held."""
+    """Slots of a tile, and what of the latents (S, R) is multiplied at once: all, where a tile of them can be held."""
     all_r, large = block(rank, 1 << 20), room(tensor) >= LARGE
     row = all_r * tensor.element_size()
     if row > (1024 if large and tensor.element_size() == 2 else 512):
