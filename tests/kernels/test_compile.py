@@ -20,7 +20,7 @@ KERNELS = re.findall(
 CALLED = {"_score", "_silu", "_gelu", "_gelu_slope", "_hidden", "_attend_tile", "_store_piece"}  # parts of others
 
 # A program's gates, or its interleaved pairs; whole tiles one number at a time would be hundreds.
-SINGLE = {"_rope": 16, "_latent_decode": 32, "_product": 8, "_narrow": 4, "_hidden_backward": 4, "_weight_gradient": 2}
+SINGLE = {"_rope": 16, "_latent_decode": 32, "_narrow": 4, "_hidden_backward": 8, "_activate": 8}
 
 
 def old_triton() -> bool:
