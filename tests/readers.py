@@ -677,6 +677,23 @@ WRONG = [
     ),
     (
         10,
+        "columns taken to lie side by side",
+        "x.reshape(-1, x.shape[-1])",
+        "x.as_strided(x.shape, (*x.stride()[:-1], 1)).reshape(-1, x.shape[-1])",
+        "Rope: turns the rows of every tile",
+        "every second column of wider rows",
+    ),
+    (
+        10,
+        "rows taken to lie end to end",
+        "x.reshape(-1, x.shape[-1])",
+        "x.as_strided(x.shape, (0, x.stride(1), x.shape[-1], 1)).reshape(-1, x.shape[-1])"
+        " if x.stride(1) == 3 * x.shape[-1] else x.reshape(-1, x.shape[-1])",
+        "Rope: turns the rows of every tile",
+        "cut from wider rows",
+    ),
+    (
+        10,
         "the gradient turns on",
         "-ctx.way",
         "ctx.way",

@@ -30,41 +30,38 @@ def product_of(**options: tuple) -> list[dict]:
 STAGES = dict(num_warps=(4, 8), num_stages=(2, 3, 4))
 WIDE = dict(num_warps=(4, 8), num_stages=(3, 4))
 CHOICES = {  # case: (function of tiling, choices)
-    "forward narrow: narrow": ("narrow", product_of(BLOCK_D=(32, 64, 128), rows=(64, 128), **STAGES)),
-    "forward narrow: sum_slots": ("sum_slots", product_of(BLOCK_N=(4, 8, 16), BLOCK_D=(128, 512), num_warps=(4, 8))),
-    "backward narrow: hidden_backward": (
-        "hidden_backward",
-        product_of(BLOCK_D=(32, 64, 128), rows=(64, 128), **STAGES),
-    ),
-    "backward narrow: product": ("product", product_of(BLOCK_O=(64, 128, 256), rows=(64, 128), **STAGES)),
-    "backward narrow: weight_gradient": (
-        "weight_gradient",
-        product_of(BLOCK_M=(32, 64, 128), wider=(64, 128, 256), **WIDE),
-    ),
-    "forward wide: product": ("product", product_of(BLOCK_I=(32, 64), BLOCK_O=(128, 256), **WIDE)),
-    "backward wide: hidden_backward": (
-        "hidden_backward",
-        product_of(BLOCK_F=(64, 128), BLOCK_D=(32, 64), **WIDE),
-    ),
-    "backward wide: product": ("product", product_of(BLOCK_I=(32, 64), BLOCK_O=(128, 256), **WIDE)),
-    "backward wide: weight_gradient": (
-        "weight_gradient",
-        product_of(BLOCK_M=(32, 64), BLOCK_A=(64, 128), BLOCK_B=(128, 256), num_warps=(4, 8), num_stages=(3,)),
-    ),
+    "router: route": ("route", product_of(BLOCK_N=(4, 8, 16, 32), num_warps=(1, 2, 4))),
     "latent decode: latent_decode": (
         "latent_decode",
-        product_of(BLOCK_S=(32, 64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), programs=(132, 264, 528)),
+        product_of(BLOCK_S=(64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), programs=(132, 264, 528)),
     ),
     "joint decode: joint_decode": (
         "joint_decode",
-        product_of(BLOCK_S=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3, 4), programs=(264, 528, 1056)),
+        product_of(BLOCK_S=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), programs=(264, 528)),
+    ),
+    "forward narrow: narrow": ("narrow", product_of(BLOCK_D=(32, 64, 128), rows=(64, 128), **WIDE)),
+    "forward narrow: sum_slots": ("sum_slots", product_of(BLOCK_N=(2, 4, 8), BLOCK_D=(256, 512), num_warps=(4, 8))),
+    "backward narrow: hidden_backward": (
+        "hidden_backward",
+        product_of(BLOCK_D=(64, 128), rows=(64, 128), **WIDE),
+    ),
+    "backward narrow: product": ("product", product_of(BLOCK_O=(64, 128, 256), **STAGES)),
+    "backward narrow: weight_gradient": (
+        "weight_gradient",
+        product_of(BLOCK_M=(64, 128), wider=(64, 128, 256), num_warps=(4, 8), num_stages=(3, 4)),
+    ),
+    "forward wide: product": ("product", product_of(BLOCK_I=(32, 64), BLOCK_O=(128, 256), **WIDE)),
+    "backward wide: hidden_backward": ("hidden_backward", product_of(BLOCK_F=(64, 128), BLOCK_D=(32, 64), **WIDE)),
+    "backward wide: weight_gradient": (
+        "weight_gradient",
+        product_of(BLOCK_M=(32, 64), BLOCK_A=(64, 128), BLOCK_B=(128, 256), num_warps=(4, 8), num_stages=(3, 4)),
     ),
 }  # fmt: skip
 
 
 def program(case: str) -> Callable[[], object]:
     """One call of the operator of a case, in bfloat16, on random numbers."""
-    from moemla.kernels import decode, experts
+    from moemla.kernels import decode, experts, routing
 
     torch.manual_seed(0)
     factory = dict(device="cuda", dtype=torch.bfloat16)
@@ -78,6 +75,9 @@ def program(case: str) -> Callable[[], object]:
         k, v = (torch.randn(batch, slots, rank, **factory) for _ in range(2))
         angle = torch.randn(slots, width // 2, device="cuda")
         return lambda: decode.latent_decode(q, k, v, weight, None, angle.cos(), angle.sin(), None, False, 0.1)
+    if kind == "router":
+        logits, bias = torch.randn(TOKENS["narrow"], 62, device="cuda"), torch.zeros(62, device="cuda")
+        return lambda: routing.route(logits, bias, None, 6, False, False, True, 1.0)
     way, size = kind.split()
     (d, f), n = WIDTHS[size], TOKENS[size]
     x, index = torch.randn(n, d, **factory), torch.rand(n, 62, device="cuda").topk(6).indices

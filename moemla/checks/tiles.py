@@ -8,18 +8,25 @@ from moemla.checks.compare import check, normal, require, same, same_with_gradie
 from moemla.checks.rope import turned_by_hand
 
 TURNS = ((1, 1), (2, 3), (1, 37), (3, 70))  # heads and tokens, the smallest first
+VIEWS = {  # of rows three times as wide, (1, T, H, 3 K); the simplest first
+    "": lambda wide, width: wide[..., :width].transpose(1, 2).contiguous(),
+    ", a transposed view": lambda wide, width: wide[..., :width].contiguous().transpose(1, 2),
+    ", cut from wider rows": lambda wide, width: wide[..., :width].transpose(1, 2),
+    ", every second column of wider rows": lambda wide, width: wide[..., : 2 * width : 2].transpose(1, 2),
+}
 ROUTINGS = ((1, 5, 2), (33, 62, 6), (70, 62, 6), (70, 64, 1))  # tokens, experts, chosen
 
 
 @check
 def turns_every_tile(rope: Callable, width: int = 10) -> None:
-    """Outputs and gradients of eq. 9 for many tokens, and the same for heads that lie as attention makes them."""
-    for heads, steps in TURNS:
-        here = torch.arange(steps)[None]
-        lying = normal(1, steps, heads, width).requires_grad_()
-        for x, lies in ((lying.transpose(1, 2).contiguous(), ""), (lying.transpose(1, 2), ", a transposed view")):
+    """Outputs and gradients of eq. 9 for many tokens, of heads without gaps and of views into other tensors."""
+    for lies, view in VIEWS.items():
+        for heads, steps in TURNS:
+            here = torch.arange(steps)[None]
+            wide = normal(1, steps, heads, 3 * width).requires_grad_()
+            x = view(wide, width)
             what = f"x {tuple(x.shape)}{lies}"
-            same_with_gradients(rope(x, here), turned_by_hand(x, here), {"x": lying}, what)
+            same_with_gradients(rope(x, here), turned_by_hand(x, here), {"x": wide}, what)
 
 
 @check

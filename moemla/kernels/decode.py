@@ -53,6 +53,9 @@ def _latent_decode(
     low = tl.where(INTERLEAVED, 2 * pair, pair)
     high = tl.where(INTERLEAVED, 2 * pair + 1, pair + half)
     real = pair < half
+    both = tl.arange(0, 2 * BLOCK_K)
+    column = tl.where(INTERLEAVED, both, both // 2 + both % 2 * half)
+    exists = both // 2 < half
     highest = tl.full((BLOCK_H,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     context = tl.zeros((BLOCK_H, ALL_R), tl.float32)
@@ -68,21 +71,17 @@ def _latent_decode(
         if HELD:
             latent = tl.load(kept + lane[None, :], mask=held[:, None] & (lane < rank)[None, :], other=0.0)
         for h in range(0, n_heads):
-            first = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)  # the first dimension of each pair of this head's keys
-            second = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)
+            keys = tl.zeros((BLOCK_S, 2 * BLOCK_K), tl.float32)  # of this head, the two dimensions of a pair together
             for r0 in tl.static_range(0, ALL_R, BLOCK_R):
                 r = r0 + tl.arange(0, BLOCK_R)
                 if not HELD:
                     latent = tl.load(kept + r[None, :], mask=held[:, None] & (r < rank)[None, :], other=0.0)
-                at = weight + (h * 2 * half) * rank + r[:, None]
-                mask = (r < rank)[:, None] & real[None, :]
-                w = tl.load(at + low[None, :] * rank, mask=mask, other=0.0)
-                first = tl.dot(latent, w, first, input_precision="ieee")
-                w = tl.load(at + high[None, :] * rank, mask=mask, other=0.0)
-                second = tl.dot(latent, w, second, input_precision="ieee")
+                at = weight + (h * 2 * half + column[None, :]) * rank + r[:, None]
+                w = tl.load(at, mask=(r < rank)[:, None] & exists[None, :], other=0.0)
+                keys = tl.dot(latent, w, keys, input_precision="ieee")
             if BIASED:
-                first += tl.load(bias + h * 2 * half + low, mask=real, other=0.0).to(tl.float32)[None, :]
-                second += tl.load(bias + h * 2 * half + high, mask=real, other=0.0).to(tl.float32)[None, :]
+                keys += tl.load(bias + h * 2 * half + column, mask=exists, other=0.0).to(tl.float32)[None, :]
+            first, second = tl.split(tl.reshape(keys, (BLOCK_S, BLOCK_K, 2)))
             at = q + (row * n_heads + h) * (2 * half)
             a = tl.load(at + low, mask=real, other=0.0).to(tl.float32)[None, :]
             b = tl.load(at + high, mask=real, other=0.0).to(tl.float32)[None, :]

@@ -36,7 +36,7 @@ def _count(index, counts, n_slots, n_experts, BLOCK: tl.constexpr, BLOCK_E: tl.c
     expert = tl.load(index + slot, mask=slot < n_slots, other=-1)
     expert = tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int32)  # judged before it is narrowed
     chosen = (expert[:, None] == lane[None, :]).to(tl.int32)
-    tl.store(counts + tl.program_id(0) * n_experts + lane, tl.sum(chosen, axis=0), mask=lane < n_experts)
+    tl.store(counts + lane * tl.num_programs(0) + tl.program_id(0), tl.sum(chosen, axis=0), mask=lane < n_experts)
 
 
 @triton.jit(do_not_specialize=["n_slots"])
@@ -46,7 +46,7 @@ def _place(index, first, order, place, n_slots, n_experts, BLOCK: tl.constexpr, 
     expert = tl.where((expert >= 0) & (expert < n_experts), expert, -1).to(tl.int32)  # judged before it is narrowed
     chosen = (expert[:, None] == lane[None, :]).to(tl.int32)
     before = tl.cumsum(chosen, axis=0) - chosen  # slots of the same expert in this block, above
-    start = tl.load(first + tl.program_id(0) * n_experts + lane, mask=lane < n_experts, other=0)
+    start = tl.load(first + lane * tl.num_programs(0) + tl.program_id(0), mask=lane < n_experts, other=0)
     row = tl.sum(chosen * (before + start[None, :]), axis=1)
     real = (slot < n_slots) & (expert >= 0)
     tl.store(place + slot, tl.where(real, row, -1), mask=slot < n_slots)
@@ -57,16 +57,17 @@ def dispatch(index: Tensor, n_experts: int, block_m: int) -> Dispatch:
     """index (N, A), the chosen experts -> `Dispatch` for tiles of `block_m` rows."""
     chosen = index.reshape(-1).contiguous()
     n_slots, int32 = chosen.numel(), dict(dtype=torch.int32, device=index.device)
-    blocks = triton.cdiv(n_slots, BLOCK)
-    counts = torch.empty(blocks, n_experts, **int32)
+    blocks = max(1, triton.cdiv(n_slots, BLOCK))
+    counts = torch.empty(n_experts * blocks, **int32)  # an expert's blocks side by side: one sum says where each begins
     order, place = torch.zeros(n_slots, **int32), torch.empty(n_slots, **int32)
     tile = dict(BLOCK=BLOCK, BLOCK_E=max(16, triton.next_power_of_2(n_experts)))
     with torch.cuda.device_of(index):
         _count[(blocks,)](chosen, counts, n_slots, n_experts, **tile)
-        each = counts.sum(0, dtype=torch.int32)
-        offsets = torch.cat((each.new_zeros(1), each.cumsum(0, dtype=torch.int32)))
-        first = (counts.cumsum(0, dtype=torch.int32) - counts + offsets[:-1]).contiguous()
+        ends = counts.cumsum(0, dtype=torch.int32)
+        first = ends - counts
         _place[(blocks,)](chosen, first, order, place, n_slots, n_experts, **tile)
+    offsets = torch.cat((first[::blocks], ends[-1:]))
+    each = offsets.diff()
     tiles = (each + block_m - 1) // block_m
     ends = tiles.cumsum(0, dtype=torch.int32)
     number = torch.arange(triton.cdiv(n_slots, block_m) + min(n_experts, n_slots), **int32)

@@ -1,10 +1,10 @@
 """Routed experts as grouped products over sorted slots, forward and backward, without copies of the tokens.
 
 A program takes BLOCK_M rows of one expert and gathers their tokens while it multiplies. Kept for the backward pass is
-the hidden layer before its activation, (M, F): neither the gathered tokens nor the experts' outputs. Where experts are
-narrow (F up to ON_CHIP), the forward pass is one kernel and the hidden activations never leave the chip. Each token's A
-rows are then summed in their order: no atomics, the same sum each time. M = N A slots; products are summed in float32.
-Built in chapter 11.
+the hidden layer before its activation, (M, F): neither the gathered tokens, nor the activated layer, nor the experts'
+outputs. Where experts are narrow (F up to `tiling.ON_CHIP`), the forward pass is one kernel and the activated layer
+never leaves the chip. Each token's A rows are then summed in their order: no atomics, the same sum each time.
+M = N A slots; products are summed in float32. Built in chapter 11.
 """
 
 import torch
@@ -15,8 +15,7 @@ from torch import Tensor
 from moemla.kernels import tiling
 from moemla.kernels.dispatch import Dispatch, dispatch
 
-ON_CHIP = 64  # hidden width up to which one kernel does the forward pass
-GELU, SWIGLU, NONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+GELU, SWIGLU = tl.constexpr(0), tl.constexpr(1)
 _KINDS = {"gelu": GELU.value, "swiglu": SWIGLU.value}
 
 
@@ -56,11 +55,10 @@ def _hidden(z, row, col, mask, width, KIND: tl.constexpr):
 
 @triton.jit
 def _product(
-    a, w, c, gate, order, offsets, tile_expert, tile_row, n_in, n_out, n_experts, a_row, w_e, w_i, w_o,
-    TOP_K: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr, KIND: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
+    a, w, c, order, offsets, tile_expert, tile_row, n_in, n_out, n_experts, a_row, w_e, w_i, w_o,
+    TOP_K: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """c (M, O) = rows of a times w[e] (I, O): tokens gathered from a (N, I), or act(a) of a (M, I or 2I); gated."""
+    """c (M, O) = rows of a times w[e] (I, O): of a (M, I), or of tokens gathered from a (N, I)."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert >= n_experts:
         return
@@ -73,19 +71,26 @@ def _product(
     total = tl.zeros((BLOCK_M, BLOCK_O), tl.float32)
     for start in range(0, n_in, BLOCK_I):
         i = start + tl.arange(0, BLOCK_I)
-        mask = real[:, None] & (i < n_in)[None, :]
-        if KIND == NONE:
-            left = tl.load(a + source[:, None] * a_row + i[None, :], mask=mask, other=0.0)
-        else:
-            left = _hidden(a, source[:, None], i[None, :], mask, n_in, KIND).to(w.dtype.element_ty)
+        left = tl.load(a + source[:, None] * a_row + i[None, :], mask=real[:, None] & (i < n_in)[None, :], other=0.0)
         right = tl.load(
             w + i[:, None] * w_i + col[None, :] * w_o, mask=(i < n_in)[:, None] & (col < n_out)[None, :], other=0.0
         )
         total = tl.dot(left, right, total, input_precision="ieee")
-    if GATED:
-        total *= tl.load(gate + slot, mask=real, other=0.0).to(tl.float32)[:, None]
     place = row.to(tl.int64)[:, None] * n_out + col[None, :]
     tl.store(c + place, total, mask=real[:, None] & (col < n_out)[None, :])
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def _activate(
+    z, h, gate, order, n_rows, width, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr
+):  # fmt: skip
+    """h (M, F) = gate act(z): once for each number, where a product would do it again for each of its tiles."""
+    row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    weight = tl.load(gate + tl.load(order + row, mask=row < n_rows, other=0), mask=row < n_rows, other=0.0)
+    mask = (row < n_rows)[:, None] & (f < width)[None, :]
+    hidden = _hidden(z, row[:, None], f[None, :], mask, width, KIND) * weight.to(tl.float32)[:, None]
+    tl.store(h + row[:, None] * width + f[None, :], hidden, mask=mask)
 
 
 @triton.jit
@@ -155,11 +160,11 @@ def _sum_slots(
 
 @triton.jit(do_not_specialize=["n_slots"])
 def _hidden_backward(
-    grad, w_out, z, grad_z, grad_gate, gate, order, offsets, tile_expert, tile_row, n_slots, n_out, width, n_experts,
-    grad_row, TOP_K: tl.constexpr, KIND: tl.constexpr,
+    grad, w_out, z, h, grad_z, grad_gate, gate, order, offsets, tile_expert, tile_row, n_slots, n_out, width,
+    n_experts, grad_row, TOP_K: tl.constexpr, KIND: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """For BLOCK_F columns grad_z = gate act'(z) u and a part of grad_gate = <act(z), u>, u = grad[token] w_out[e]^T."""
+    """BLOCK_F columns: grad_z = gate act'(z) u, h = gate act(z), a part of grad_gate = act(z) . u; u = grad w_out^T."""
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert >= n_experts:
         return
@@ -183,6 +188,7 @@ def _hidden_backward(
     mask = real[:, None] & (f < width)[None, :]
     hidden = _hidden(z, row.to(tl.int64)[:, None], f[None, :], mask, width, KIND)
     tl.store(grad_gate + tl.program_id(1).to(tl.int64) * n_slots + slot, tl.sum(hidden * u, axis=1), mask=real)
+    tl.store(h + row.to(tl.int64)[:, None] * width + f[None, :], hidden * weight, mask=mask)
     u *= weight
     if KIND == SWIGLU:
         at = row.to(tl.int64)[:, None] * (2 * width) + f[None, :]
@@ -199,11 +205,11 @@ def _hidden_backward(
 
 @triton.jit
 def _weight_gradient(
-    a, b, c, gate, order, offsets, n_a, n_b, a_row, b_row,
-    TOP_K: tl.constexpr, A_KIND: tl.constexpr, GATHER_A: tl.constexpr, GATHER_B: tl.constexpr,
+    a, b, c, order, offsets, n_a, n_b, a_row, b_row,
+    TOP_K: tl.constexpr, GATHER_A: tl.constexpr, GATHER_B: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
-    """c[e] (I, O) = sum over the rows of e of a^T b; a is gathered, or gate act(a). Zero for an expert without rows."""
+    """c[e] (A, B) = sum over the rows of e of a^T b, one of them gathered. Zero for an expert without rows."""
     expert = tl.program_id(0)
     i, o = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A), tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
     first, last = tl.load(offsets + expert), tl.load(offsets + expert + 1)
@@ -211,15 +217,10 @@ def _weight_gradient(
     for start in range(first, last, BLOCK_M):
         row = start + tl.arange(0, BLOCK_M)
         real = row < last
-        slot = tl.load(order + row, mask=real, other=0)
-        source = (slot // TOP_K if GATHER_A else row).to(tl.int64)
-        mask = real[:, None] & (i < n_a)[None, :]
-        if A_KIND == NONE:
-            left = tl.load(a + source[:, None] * a_row + i[None, :], mask=mask, other=0.0)
-        else:
-            weight = tl.load(gate + slot, mask=real, other=0.0).to(tl.float32)[:, None]
-            left = (_hidden(a, source[:, None], i[None, :], mask, n_a, A_KIND) * weight).to(b.dtype.element_ty)
-        source = (slot // TOP_K if GATHER_B else row).to(tl.int64)
+        token = tl.load(order + row, mask=real, other=0) // TOP_K
+        source = (token if GATHER_A else row).to(tl.int64)
+        left = tl.load(a + source[:, None] * a_row + i[None, :], mask=real[:, None] & (i < n_a)[None, :], other=0.0)
+        source = (token if GATHER_B else row).to(tl.int64)
         right = tl.load(b + source[:, None] * b_row + o[None, :], mask=real[:, None] & (o < n_b)[None, :], other=0.0)
         total = tl.dot(tl.trans(left), right, total, input_precision="ieee")
     at = c + expert.to(tl.int64) * n_a * n_b + i.to(tl.int64)[:, None] * n_b + o[None, :]
@@ -229,16 +230,22 @@ def _weight_gradient(
 # --- the two operators
 
 
-def _rows_of(a, w, c, gate, where: Dispatch, top_k, transposed=False, gather=False, gated=False, kind=NONE.value):
+def _rows_of(a, w, c, where: Dispatch, top_k: int, block_m: int, transposed=False, gather=False) -> None:
     n_in, n_out = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     w_i, w_o = (w.stride(2), w.stride(1)) if transposed else (w.stride(1), w.stride(2))
-    block_m = tiling.rows(len(where.order), len(w))
     tile = tiling.product(a, block_m, n_in, n_out)
     _product[(len(where.tile_expert), triton.cdiv(n_out, tile["BLOCK_O"]))](
-        a, w, c, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
+        a, w, c, where.order, where.offsets, where.tile_expert, where.tile_row,
         n_in, n_out, len(w), a.stride(0), w.stride(0), w_i, w_o,
-        TOP_K=top_k, GATHER=gather, GATED=gated, KIND=kind, BLOCK_M=block_m, **tile,
+        TOP_K=top_k, GATHER=gather, BLOCK_M=block_m, **tile,
     )  # fmt: skip
+
+
+def _activated(z, gate, where: Dispatch, width: int, kind: int) -> Tensor:
+    h, tile = z.new_empty(len(z), width), tiling.activate(z, width)
+    grid = triton.cdiv(len(z), tile["BLOCK_M"]), triton.cdiv(width, tile["BLOCK_F"])
+    _activate[grid](z, h, gate, where.order, len(z), width, KIND=kind, **tile)
+    return h
 
 
 def _summed(y, where: Dispatch, n_tokens: int, top_k: int) -> Tensor:
@@ -249,12 +256,12 @@ def _summed(y, where: Dispatch, n_tokens: int, top_k: int) -> Tensor:
     return out
 
 
-def _gradient_of(a, b, w, gate, where: Dispatch, top_k, kind=NONE.value, gather_a=False, gather_b=False) -> Tensor:
+def _gradient_of(a, b, w, where: Dispatch, top_k: int, gather_a=False, gather_b=False) -> Tensor:
     c = torch.empty_like(w, memory_format=torch.contiguous_format)
     tile = tiling.weight_gradient(a, w.shape[1], w.shape[2])
     _weight_gradient[(len(w), triton.cdiv(w.shape[1], tile["BLOCK_A"]), triton.cdiv(w.shape[2], tile["BLOCK_B"]))](
-        a, b, c, gate, where.order, where.offsets, w.shape[1], w.shape[2], a.stride(0), b.stride(0),
-        TOP_K=top_k, A_KIND=kind, GATHER_A=gather_a, GATHER_B=gather_b, **tile,
+        a, b, c, where.order, where.offsets, w.shape[1], w.shape[2], a.stride(0), b.stride(0),
+        TOP_K=top_k, GATHER_A=gather_a, GATHER_B=gather_b, **tile,
     )  # fmt: skip
     return c
 
@@ -292,18 +299,18 @@ def routed_experts(
     x, w_in, w_out, gate = x.contiguous(), w_in.contiguous(), w_out.contiguous(), gate.contiguous()
     n_slots, kind = n_tokens * top_k, _KINDS[activation]
     z, y = x.new_empty(n_slots, w_in.shape[2]), x.new_empty(n_slots, x.shape[1])
-    block_m = tiling.rows(n_slots, n_experts)
+    block_m = tiling.rows(n_slots, n_experts, width)
     where = dispatch(index, n_experts, block_m)
     with torch.cuda.device_of(x):
-        if width <= ON_CHIP:
+        if width <= tiling.ON_CHIP:
             _narrow[(len(where.tile_expert),)](
                 x, w_in, w_out, z, y, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
                 x.shape[1], width, n_experts, x.stride(0), TOP_K=top_k, KIND=kind,
                 BLOCK_M=block_m, **tiling.narrow(x, block_m, width, x.shape[1]),
             )  # fmt: skip
         else:
-            _rows_of(x, w_in, z, gate, where, top_k, gather=True)
-            _rows_of(z, w_out, y, gate, where, top_k, gated=True, kind=kind)
+            _rows_of(x, w_in, z, where, top_k, block_m, gather=True)
+            _rows_of(_activated(z, gate, where, width, kind), w_out, y, where, top_k, block_m)
         out = _summed(y, where, n_tokens, top_k)
     return [out, z, *where]
 
@@ -312,7 +319,7 @@ def routed_experts(
 def _(x, w_in, w_out, index, gate, activation):
     n_slots, n_experts = index.numel(), len(w_in)
     rows = [index.new_empty(n_slots, dtype=torch.int32) for _ in range(2)]
-    tiles = triton.cdiv(n_slots, tiling.rows(n_slots, n_experts)) + min(n_experts, n_slots)
+    tiles = triton.cdiv(n_slots, tiling.rows(n_slots, n_experts, w_out.shape[1])) + min(n_experts, n_slots)
     offsets = index.new_empty(n_experts + 1, dtype=torch.int32)
     tiled = [index.new_empty(tiles, dtype=torch.int32) for _ in range(2)]
     return [x.new_empty(x.shape), x.new_empty(n_slots, w_in.shape[2]), *rows, offsets, *tiled]
@@ -326,21 +333,22 @@ def _grad(
     (n_tokens, top_k), width, kind = gate.shape, w_out.shape[1], _KINDS[activation]
     grad, x, w_in, w_out, gate = (t.contiguous() for t in (grad, x, w_in, w_out, gate))
     where, n_slots = Dispatch(*where), n_tokens * top_k
-    block_m = tiling.rows(n_slots, len(w_in))
+    block_m = tiling.rows(n_slots, len(w_in), width)
     tile = tiling.hidden_backward(x, block_m, width, x.shape[1])
     parts = triton.cdiv(width, tile["BLOCK_F"])
-    grad_z, grad_gate = torch.empty_like(z), gate.new_zeros(parts, n_slots, dtype=torch.float32)
+    grad_z, h = torch.empty_like(z), z.new_empty(n_slots, width)
+    grad_gate = gate.new_zeros(parts, n_slots, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _hidden_backward[(len(where.tile_expert), parts)](
-            grad, w_out, z, grad_z, grad_gate, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
+            grad, w_out, z, h, grad_z, grad_gate, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
             n_slots, grad.shape[1], width, len(w_out), grad.stride(0), TOP_K=top_k, KIND=kind,
             BLOCK_M=block_m, **tile,
         )  # fmt: skip
         rows = x.new_empty(n_slots, x.shape[1])
-        _rows_of(grad_z, w_in, rows, gate, where, top_k, transposed=True)
+        _rows_of(grad_z, w_in, rows, where, top_k, block_m, transposed=True)
         grad_x = _summed(rows, where, n_tokens, top_k)
-        grad_in = _gradient_of(x, grad_z, w_in, gate, where, top_k, gather_a=True)
-        grad_out = _gradient_of(z, grad, w_out, gate, where, top_k, kind=kind, gather_b=True)
+        grad_in = _gradient_of(x, grad_z, w_in, where, top_k, gather_a=True)
+        grad_out = _gradient_of(h, grad, w_out, where, top_k, gather_b=True)
     return grad_x, grad_in, grad_out, grad_gate.sum(0).view_as(gate).to(gate.dtype)
 
 

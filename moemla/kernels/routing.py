@@ -1,6 +1,6 @@
 """The router in one pass over its logits: scores, biased top-k, gates and counts, without a matrix of anything else.
 
-A program holds BLOCK_N tokens by all experts, padded to a power of two: 62 experts are 64 lanes, two of them masked.
+A program holds a few tokens by all experts, padded to a power of two: 62 experts are 64 lanes, two of them masked.
 Built in chapter 10.
 """
 
@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_N = 32  # tokens of a program
+from moemla.kernels import tiling
+
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
@@ -68,7 +69,9 @@ def _route(
     inside = token & (slot < TOP_K)[None, :]
     tl.store(gate + row[:, None] * TOP_K + slot[None, :], weights, mask=inside)
     tl.store(plain + row[:, None] * n_experts + lane[None, :], score, mask=token & expert)
-    tl.atomic_add(counts + lane, tl.sum(tl.where(counted, taken, 0), axis=0).to(tl.int64), mask=lane < n_experts)
+    tl.atomic_add(
+        counts + lane, tl.sum(tl.where(counted, taken, 0), axis=0).to(tl.int64), mask=lane < n_experts, sem="relaxed"
+    )
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -108,7 +111,7 @@ def _route_backward(
 
 def _blocks(n_experts: int, top_k: int) -> dict[str, int]:
     lanes, slots = triton.next_power_of_2(n_experts), triton.next_power_of_2(top_k)
-    return dict(BLOCK_N=BLOCK_N, BLOCK_E=max(16, lanes), BLOCK_A=max(2, slots), TOP_K=top_k)
+    return dict(BLOCK_E=max(16, lanes), BLOCK_A=max(2, slots), TOP_K=top_k, **tiling.route())
 
 
 @torch.library.custom_op("moemla::route", mutates_args=())
@@ -141,7 +144,7 @@ def route(
     counts = logits.new_zeros(n_experts, dtype=torch.int64)
     if n_tokens:
         with torch.cuda.device_of(logits):
-            _route[(triton.cdiv(n_tokens, BLOCK_N),)](
+            _route[lambda meta: (triton.cdiv(n_tokens, meta["BLOCK_N"]),)](
                 logits, bias, mask, index, gate, plain, counts, n_tokens, n_experts, scale,
                 SOFTMAX=softmax, BIAS_IN_GATE=bias_in_gate, RENORMALISE=renormalise, HAS_VALID=valid is not None,
                 **_blocks(n_experts, top_k),
@@ -173,7 +176,7 @@ def _route_grad(
     mask = plain if valid is None else valid.contiguous().view(torch.uint8)
     if n_tokens:
         with torch.cuda.device_of(plain):
-            _route_backward[(triton.cdiv(n_tokens, BLOCK_N),)](
+            _route_backward[lambda meta: (triton.cdiv(n_tokens, meta["BLOCK_N"]),)](
                 grad_gate.contiguous(), grad_plain.contiguous(), plain, index, mask, grad, n_tokens, n_experts, scale,
                 SOFTMAX=softmax, RENORMALISE=renormalise, HAS_VALID=valid is not None, **_blocks(n_experts, top_k),
             )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor
 
 ROOM = 101_376  # bytes of shared memory that a program can have on every GPU from compute capability 8.0 on
 LARGE = 163_840  # and on an A100, about; an H100 has 232,448
+ON_CHIP = 64  # hidden width up to which one kernel does the experts' forward pass
 PROGRAMS = 264  # of a decode kernel, at least, where the cache is long enough: two on each multiprocessor of an H100
 
 Meta = dict[str, int]
@@ -30,34 +31,53 @@ def block(width: int, most: int) -> int:
 # ---- experts
 
 
-def rows(n_slots: int, n_experts: int) -> int:
-    """Rows of a tile: about what an expert has, between 16 and 128."""
-    return block(triton.cdiv(n_slots, n_experts), 128)
+def rows(n_slots: int, n_experts: int, width: int) -> int:
+    """Rows of a tile: about what an expert has, between 16 and 128, where experts are narrow 64."""
+    return block(triton.cdiv(n_slots, n_experts), 64 if width <= ON_CHIP else 128)
 
 
 def product(tensor: Tensor, block_m: int, n_in: int, n_out: int) -> Meta:
     """Rows of an expert times its matrix (I, O)."""
+    if tensor.element_size() == 2 and n_out > 128 and block_m == 128:
+        return dict(BLOCK_I=block(n_in, 32), BLOCK_O=256, num_warps=8, num_stages=4)
     return dict(BLOCK_I=block(n_in, 32), BLOCK_O=block(n_out, 128), num_warps=4, num_stages=3)
+
+
+def activate(tensor: Tensor, width: int) -> Meta:
+    """The hidden layer of M rows, activated."""
+    return dict(BLOCK_M=16, BLOCK_F=block(width, 256), num_warps=4)
 
 
 def narrow(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
     """The whole expert with its hidden layer of `width` on the chip."""
-    return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, 64), num_warps=4, num_stages=3)
+    return dict(BLOCK_F=block(width, ON_CHIP), BLOCK_D=block(d_model, 64), num_warps=4, num_stages=3)
 
 
 def hidden_backward(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
     """Gradients of the hidden layer and of the gates; BLOCK_F also says in how many parts a gate's gradient comes."""
-    return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, 32), num_warps=4, num_stages=3)
+    if tensor.element_size() == 2 and width > ON_CHIP and block_m == 128:
+        return dict(BLOCK_F=block(width, 128), BLOCK_D=block(d_model, 64), num_warps=8, num_stages=3)
+    deep = 64 if tensor.element_size() == 2 else 32
+    return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, deep), num_warps=4, num_stages=3)
 
 
 def weight_gradient(tensor: Tensor, n_a: int, n_b: int) -> Meta:
     """The gradient of an expert's matrix (A, B), a sum over its rows."""
-    return dict(BLOCK_M=32, BLOCK_A=block(n_a, 64), BLOCK_B=block(n_b, 128), num_warps=4, num_stages=3)
+    if tensor.element_size() == 4:
+        return dict(BLOCK_M=32, BLOCK_A=block(n_a, 64), BLOCK_B=block(n_b, 128), num_warps=4, num_stages=3)
+    if min(n_a, n_b) <= ON_CHIP:
+        return dict(BLOCK_M=128, BLOCK_A=block(n_a, 128), BLOCK_B=block(n_b, 128), num_warps=4, num_stages=3)
+    return dict(BLOCK_M=64, BLOCK_A=block(n_a, 128), BLOCK_B=block(n_b, 128), num_warps=8, num_stages=3)
 
 
 def sum_slots(tensor: Tensor, width: int) -> Meta:
     """A token's A rows, summed."""
-    return dict(BLOCK_N=16, BLOCK_D=block(width, 128), num_warps=4)
+    return dict(BLOCK_N=8, BLOCK_D=block(width, 512), num_warps=4)
+
+
+def route() -> Meta:
+    """Tokens of the router's tile: few, since each thread waits for itself in every round."""
+    return dict(BLOCK_N=8, num_warps=4)
 
 
 # ---- decode
@@ -75,7 +95,9 @@ def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
 
 def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta:
     """Slots of a tile of joint rows (S, R + rope)."""
-    return dict(BLOCK_S=32, num_warps=4, num_stages=1 if tensor.element_size() == 4 else 3)  # 100 KiB of float32 at M
+    if tensor.element_size() == 4:
+        return dict(BLOCK_S=32, num_warps=4, num_stages=1)  # 100 KiB at size M
+    return dict(BLOCK_S=64 if rank + rope <= 352 else 32, num_warps=4, num_stages=3)
 
 
 def pieces(batch: int, n_slots: int, block_s: int) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 """Compiles every kernel for a GPU that need not be there: python -m tests.kernels.compile_only 80 bfloat16
 
-Prints a JSON list of [kernel, bytes of its cubin, shared memory, how often it was compiled]. The operators run as they
+Prints a JSON list of [kernel, bytes of its cubin, shared memory, how often it was compiled, how many of its loads take
+one 16-bit number at a time]. The operators run as they
 are, on tensors of the CPU, but where they would start a kernel it is compiled for the given compute capability and not
 started: their results are meaningless. The widths are those of size M.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 
@@ -14,6 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+NARROW = re.compile(r"ld\.global[\w.:]*\.[bu]16\b")
 
 
 class Absent:
@@ -51,7 +55,10 @@ def main(capability: int, dtype: torch.dtype) -> list:
     driver.set_active(Absent(capability))
     JITFunction.__getitem__ = start
     everything(dtype)
-    return [[name, len(made.asm["cubin"]), made.metadata.shared, times[name]] for (name, _), made in compiled.items()]
+    return [
+        [name, len(made.asm["cubin"]), made.metadata.shared, times[name], len(NARROW.findall(made.asm["ptx"]))]
+        for (name, _), made in compiled.items()
+    ]
 
 
 def everything(dtype: torch.dtype) -> None:

@@ -19,6 +19,9 @@ KERNELS = re.findall(
 )
 CALLED = {"_score", "_silu", "_gelu", "_gelu_slope", "_hidden", "_attend_tile", "_store_piece"}  # parts of others
 
+# A program's gates, or its interleaved pairs; whole tiles one number at a time would be hundreds.
+SINGLE = {"_rope": 16, "_latent_decode": 32, "_narrow": 4, "_hidden_backward": 8, "_activate": 8}
+
 
 def old_triton() -> bool:
     try:
@@ -38,12 +41,15 @@ def test_to_machine_code(capability, dtype, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     made = json.loads(done.stdout)
     assert {name for name, *_ in made} == set(KERNELS) - CALLED
-    for name, size, shared, _ in made:
+    for name, size, shared, *_ in made:
         assert size > 1000 and shared <= SHARED[capability], (name, size, shared)
     # A new length is no reason to compile again: each kernel as often as it has kinds here, not lengths.
-    times = {name: count for name, _, _, count in made}
+    times = {name: count for name, _, _, count, _ in made}
     assert times["_rope"] == 2 and times["_joint_decode"] == times["_latent_decode"] == 1
     assert times["_route"] == times["_route_backward"] == 2 and times["_narrow"] == 2
+    # Rows are loaded 16 bytes at a time: one number at a time come only gates, and pairs and queries that interleave.
+    for name, *_, narrow in made:
+        assert narrow <= SINGLE.get(name, 0), (name, narrow)
 
 
 def test_the_list_of_kernels_is_whole():
