@@ -1,8 +1,8 @@
 """What the reader writes: stub, solution, check. Found by their tags, and tried: the stub fails, the solution passes.
 
 An exercise with code stands at the end of a chapter (stub tagged `exercise`), a *Your turn* where the chapter builds
-(`your-turn`). A stub raises NotImplementedError; the check is the first code cell after the cell tagged `solution`. `let_pass` tries
-wrong versions of a solution: the check has to fail on them too.
+(`your-turn`). A stub raises NotImplementedError; the check is the first code cell after the cell tagged `solution`.
+`let_pass` tries wrong versions of a solution: the check has to fail on them too.
 """
 
 from __future__ import annotations
