@@ -1,6 +1,6 @@
 """Our code, its alternatives and a peer on this machine, in turn, each beside a limit found in the same run.
 
-The experts, attention in decode, a training step, and decoding. Built in chapter 14.
+The experts, attention in decode, a training step, decoding, and by `kernel_bench` kernels alone. Built in chapter 14.
 """
 
 import importlib.metadata
@@ -23,8 +23,9 @@ from moemla.config import ModelConfig, require
 from moemla.devices import default_device, usable_device
 from moemla.experts import BACKENDS, Experts, experts
 from moemla.feedforward import FeedForward, width_in
+from moemla.kernel_bench import affordable, bench_kernels
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
-from moemla.measuring import Limits, Row, Work, limits, measure
+from moemla.measuring import Row, Work, limits, measure
 from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
 from moemla.precision import DTYPES
@@ -93,7 +94,7 @@ def bench_moe(
         routed = {
             name: lambda name=name, x=x, i=index, g=gate: experts(x[0], w_in, w_out, i, g, name, c.activation)
             for name in BACKENDS
-            if _affordable(name, n, w_in, c.top_k, machine) and (name != "triton" or _compiled(x))
+            if affordable(name, n, w_in, c.top_k, machine) and (name != "triton" or _compiled(x))
         }
         whole = {"ours": lambda x=x: layer(x)}
         if _compiled(x):
@@ -117,13 +118,6 @@ def bench_moe(
                     need = Work(times * flops, times * moved)
                     rows += measure(f"{part} {mode} n={n}", timed, need, n, machine, seconds)
     return rows
-
-
-def _affordable(backend: str, n: int, w_in: Tensor, top_k: int, machine: Limits) -> bool:
-    """Left out: what would take seconds a call, or copy gigabytes."""
-    if backend == "masked":
-        return 12 * n * w_in.numel() / machine.products < 3
-    return backend != "gather" or n * top_k / len(w_in) * w_in.nbytes < 3e8
 
 
 def _liger(w_in: Tensor, w_out: Tensor, activation: str) -> Callable | None:
@@ -351,22 +345,26 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
     `chosen` are the command's other options. ValueError for those that do not go together.
     """
     device = str(default_device() if device is None else usable_device(device))
-    for name, least in (("batch_size", 1), ("seq_len", 1), ("tokens", 1)):
-        for value in chosen[name] if name == "tokens" else [chosen[name]]:
-            require(value is None or value >= least, name, value, f"must be at least {least}")
+    for name in ("batch_size", "seq_len", "tokens", "lengths"):
+        for value in chosen[name] if name in ("tokens", "lengths") else [chosen[name]]:
+            require(value is None or value >= 1, name, value, "must be at least 1")
     require(bool(chosen["backends"]), "backends", chosen["backends"], "name at least one")
     peer = chosen["against"]
-    require(what != "attention" or not peer, "against", peer, "attention is measured without a peer")
+    require(what not in ("attention", "kernels") or not peer, "against", peer, f"bench {what} has no peer")
     config = _config(chosen)
+    experts_too = what not in ("moe", "kernels") or config.ffn == "moe"
+    require(experts_too, "variant", chosen["variant"], "has no experts to measure")
     dtype = DTYPES[chosen["dtype"]]
     common: dict[str, Any] = dict(device=device, dtype=dtype, seconds=seconds)
     begin = time.perf_counter()
     if what == "moe":
         tokens = chosen["tokens"] or (1, 16, 256, 4096)
-        require(config.ffn == "moe", "variant", chosen["variant"], "has no experts to measure")
         rows = bench_moe(config, tokens, against=chosen["against"], **common)
     elif what == "attention":
         rows = bench_attention(config, chosen["tokens"] or (128, 512, 2048), chosen["batch_size"] or 1, **common)
+    elif what == "kernels":
+        sizes = {name: chosen[name] for name in ("tokens", "lengths", "batch_size") if chosen[name]}
+        rows = bench_kernels(config, **sizes, **common)
     elif what == "train":
         sizes = dict(batch_size=chosen["batch_size"] or 8, seq_len=chosen["seq_len"], backends=chosen["backends"])
         rows = bench_train(config, **sizes, against=chosen["against"], compiled=bool(chosen["compiled"]), **common)
@@ -388,6 +386,8 @@ def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any])
     rows = f"-{chosen['variant']}-{chosen['batch_size'] or 8}x{chosen['seq_len']}" if what == "train" else ""
     arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}{rows}")
     tags = dict(arm=arm, what=what, device=device) | chosen
+    if what != "kernels":  # the only one that has them
+        tags.pop("lengths", None)
     return Cell(experiment="bench", scale=torch.device(device).type, tags=tags, model=config)
 
 

@@ -190,15 +190,23 @@ class Work:
 
 
 def measure(
-    case: str, programs: dict[str, Callable], work: Work | dict[str, Work], tokens: int, machine: Limits, seconds: float
+    case: str,
+    programs: dict[str, Callable],
+    work: Work | dict[str, Work],
+    tokens: int,
+    machine: Limits,
+    seconds: float,
+    replayed: dict[str, Callable] | None = None,
 ) -> list[Row]:
     """Times programs against each other and each against its limit.
 
-    `work` is the same for all, or given by name; `tokens` is what one call handles.
+    `work` is the same for all, or given by name; `tokens` is what one call handles. `replayed`: what is timed in the
+    programs' place, by name; a replay of a graph is one operation, and its peak is that of the program.
     """
+    replayed = programs if replayed is None else replayed
     attempts = []
     for _ in range(ATTEMPTS):
-        timed = interleaved(programs, machine.device, seconds)
+        timed = interleaved(replayed, machine.device, seconds)
         spreads = {name: _spread(times) for name, times in timed.items()}
         attempts.append((max(spreads.values()), timed, spreads))
         if attempts[-1][0] < CALM:
@@ -207,7 +215,8 @@ def measure(
     rows = []
     for name, times in timed.items():
         need = work[name] if isinstance(work, dict) else work
-        limit, binds = machine.bind(need.flops, need.moved, operations(programs[name]))
+        started = operations(programs[name]) if replayed[name] is programs[name] else 1
+        limit, binds = machine.bind(need.flops, need.moved, started)
         peak = _peak(programs[name], machine.device)
         rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds, peak))
     return rows

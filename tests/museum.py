@@ -587,6 +587,20 @@ Weights that an optimizer changes in place are counted as new.
 + if key not in self._sizes:
 tests/test_measuring.py::test_bytes_count_while_somebody_holds_them
 
+moemla/kernel_bench.py
+
+bench-of-a-broken-kernel
+A kernel that gives no numbers is timed as if it were right.
+- equal = off <= TOLERANCE[wanted[place].dtype] * largest
++ equal = not off > TOLERANCE[wanted[place].dtype] * largest
+tests/test_kernel_bench.py::test_a_kernel_that_gives_something_else_is_not_timed
+
+bench-of-the-kernel-against-itself
+With kernels enabled the plain row is the kernel too.
+-         before = kernels.enable(False)
++         before = kernels.enable(kernels._enabled)
+tests/test_kernel_bench.py::test_plain_is_plain_where_kernels_are_on
+
 moemla/generation.py
 
 one-seed-for-all

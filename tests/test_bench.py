@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from moemla import bench, experts, results
+from moemla import bench, experts, kernels, results
 from moemla.cli import _parsed, main
 from moemla.config import ModelConfig
 from moemla.measuring import Limits
@@ -41,15 +41,6 @@ def test_moe_measures_every_back_end_the_layer_and_the_dense_one():
         for row in programs.values():
             assert row.seconds > 0 and row.limit > 0, case
             assert row.binds in ("products", "bytes", "operations")
-
-
-def test_moe_leaves_out_what_would_take_too_long():
-    slow = Limits("cpu", "float32", products=1e6, operation=1e-6)
-    w_in = torch.empty(8, 16, 8)
-    assert not bench._affordable("masked", 10_000, w_in, 2, slow)
-    assert bench._affordable("masked", 10, w_in, 2, slow)
-    assert not bench._affordable("gather", 10**6, w_in, 2, slow)
-    assert bench._affordable("grouped", 10**6, w_in, 2, slow)
 
 
 def test_attention_measures_every_form_at_every_length():
@@ -146,10 +137,33 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("decode length=8 batch=1") and out.count("*") == 1
     (result,) = results.load(tmp_path, "bench")
+    assert "lengths" not in result.settings["tags"]  # those of kernels alone
     assert result.settings["model"]["d_model"] == 128 and result.name == "attention-tiny-8-float32"
     assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
     assert main([*call, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measures"]["rows"]
+
+
+def test_kernels_have_lengths_and_a_result_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    call = [
+        "bench",
+        "kernels",
+        "--variant",
+        "moe-mla-rope",
+        "--tokens",
+        "4",
+        "--lengths",
+        "8",
+        "16",
+        "--batch-size",
+        "3",
+    ]
+    assert main([*call, "--seconds", "0", "--device", "cpu", "--folder", str(tmp_path)]) == 0
+    (result,) = results.load(tmp_path, "bench")
+    assert result.name == "kernels-tiny-8-float32" and list(result.settings["tags"]["lengths"]) == [8, 16]
+    tokens = {row["case"]: row["tokens"] for row in result.measures["rows"]}
+    assert tokens["rope forward n=4"] == 4 and tokens["joint decode length=16"] == 3
 
 
 def test_a_bench_of_other_settings_does_not_replace_the_one_that_is_there(tmp_path, capsys):
@@ -206,6 +220,9 @@ def test_the_readme_tells_what_was_measured():
     ("arguments", "message"),
     [
         (["bench", "moe", "--variant", "mha"], "--variant 'mha': has no experts"),
+        (["bench", "kernels", "--variant", "mla"], "--variant 'mla': has no experts"),
+        (["bench", "kernels", "--lengths", "0"], "--lengths 0"),
+        (["bench", "kernels", "--against", "transformers"], "--against 'transformers'"),
         (["bench", "moe", "--device", "mps"], "--device 'mps'"),
         (["bench", "train", "--d-expert", "0"], "--d-expert 0"),
         (["bench", "train", "--batch-size", "0"], "--batch-size 0"),

@@ -137,3 +137,13 @@ def test_measuring_the_machine_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     assert matmul_rate(size=64) > 1e6
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_replay_is_timed_in_the_programs_place_as_one_operation():
+    x, machine = torch.ones(4), Limits("cpu", "float32", products=1e12, operation=1.0)
+    calls = []
+    programs = {name: lambda name=name: calls.append(name) or (x + 1) * 2 for name in ("as it is", "replayed")}
+    replay = dict(programs, replayed=lambda: time.sleep(0.004))
+    plain, other = measure("case", programs, Work(0, 1), 1, machine, 0.0, replay)
+    assert (plain.limit, other.limit) == (2.0, 1.0)
+    assert calls.count("replayed") == 0 and other.seconds >= 0.004

@@ -1,52 +1,99 @@
-"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, experts and attention.
+"""What waits for a GPU: the tests of the kernels, compiled, and the benches of training, experts, attention, kernels.
 
-python -m tools.on_gpu           all of it, with this interpreter
-python -m tools.on_gpu --list    only print the commands
+python -m tools.on_gpu                                  all of it, with this interpreter
+python -m tools.on_gpu --only tests train --minutes 9   these parts, as far as the time goes
+python -m tools.on_gpu --list                           only prints the commands
 
 Results go to results/. Each command is one process, so that one that fails leaves the others alone; the exit code
 counts the failures.
 """
 
+import argparse
 import subprocess
 import sys
+import time
 
 from tools.book import ROOT
 
-TOKENS = ("1", "16", "256", "4096", "16384", "65536")
-MICRO_BATCHES = ("16", "64", "128")  # sequences of 512 tokens: an eighth, half and all of the paper's batch
-BACK_ENDS = ("auto", "masked", "grouped", "triton")
+TOKENS = ("1", "16", "256", "4096", "65536")
+MICRO_BATCHES = ("64", "16", "128")  # sequences of 512 tokens: half, an eighth and all of the paper's batch
 LENGTHS = ("512", "2048", "8192", "32768")
+KEEP = ["--folder", "results", "--seconds", "0.1"]
+MODELS = (("mha-rope", "parameters"), ("moe-mla-rope", "parameters"), ("moe-mla-rope", "literal"))
+
+
+def parts() -> dict[str, list[list[str]]]:
+    """The commands of each part, the most telling ones first."""
+    test = ["pytest", "-q", "-p", "no:cacheprovider"]
+    return {
+        "tests": [
+            [*test, "tests/kernels", "tests/test_kernel_bench.py", "-n", "8"],
+            [*test, "tests/test_training.py", "tests/test_model.py", "-k", "gpu"],
+        ],
+        "train": [_train(*model, "bf16", MICRO_BATCHES[0], compiled=True) for model in MODELS],
+        "train-more": [_train(*model, "bf16", rows) for rows in MICRO_BATCHES[1:] for model in MODELS]
+        + [_train(*model, "fp16", rows) for rows in MICRO_BATCHES for model in MODELS],
+        "kernels": [_bench("kernels", size, "parameters", "bf16", "--tokens", *TOKENS[2:]) for size in ("M", "XL")],
+        "experts": [_experts(size, matched, "bf16") for matched in ("parameters", "literal") for size in ("M", "XL")],
+        "attention": [_attention(size) for size in ("M", "XL")],
+        "experts-more": [_experts(size, how, "fp16") for how in ("parameters", "literal") for size in ("M", "XL")],
+    }
+
+
+def _bench(what: str, size: str, matched: str, dtype: str, *more: str) -> list[str]:
+    variant = ["--variant", "moe-mla-rope"] if what == "kernels" else []
+    return ["moemla.cli", "bench", what, "--size", size, "--matched", matched, "--dtype", dtype, *variant, *more, *KEEP]
+
+
+def _experts(size: str, matched: str, dtype: str) -> list[str]:
+    return _bench("moe", size, matched, dtype, "--against", "transformers", "--tokens", *TOKENS)
+
+
+def _attention(size: str) -> list[str]:
+    return _bench("attention", size, "parameters", "bf16", "--batch-size", "16", "--tokens", *LENGTHS)
+
+
+def _train(variant: str, matched: str, dtype: str, rows: str, compiled: bool = False) -> list[str]:
+    """A step of size M. Every expert on every token would need more memory than there is where experts are wide."""
+    model = ["--size", "M", "--variant", variant, "--matched", matched, "--vocab-size", "50257", "--seq-len", "512"]
+    how = ["--dtype", dtype, "--batch-size", rows, "--compiled", str(compiled)]
+    if variant.startswith("moe"):
+        how += ["--backends", "auto", *(["masked"] if matched == "parameters" else []), "grouped", "triton"]
+    return ["moemla.cli", "bench", "train", *model, *how, *KEEP]
 
 
 def commands() -> list[list[str]]:
-    """Tests first; a training step of size M; then M and XL: experts of equal total and as printed, and attention."""
-    python = [sys.executable, "-m"]
-    found = [[*python, "pytest", "tests/kernels", "-q", "-p", "no:cacheprovider"]]
-    found += [[*python, "pytest", "tests", "-q", "-p", "no:cacheprovider", "-k", "gpu"]]
-    keep = ["--folder", "results", "--seconds", "0.3"]
-    for variant, matched in (("mha-rope", "parameters"), ("moe-mla-rope", "parameters"), ("moe-mla-rope", "literal")):
-        model = ["--size", "M", "--variant", variant, "--matched", matched, "--vocab-size", "50257", "--seq-len", "512"]
-        experts = ["--backends", *BACK_ENDS] if variant.startswith("moe") else []
-        for dtype in ("bf16", "fp16"):
-            for rows in MICRO_BATCHES:
-                how = [*model, "--dtype", dtype, "--batch-size", rows, "--compiled", "True", *experts]
-                found.append([*python, "moemla.cli", "bench", "train", *how, *keep])
-    for size in ("M", "XL"):
-        for matched in ("parameters", "literal"):
-            for dtype in ("bf16", "fp16"):
-                how = ["--size", size, "--matched", matched, "--dtype", dtype, "--against", "transformers"]
-                found.append([*python, "moemla.cli", "bench", "moe", *how, "--tokens", *TOKENS, *keep])
-        how = ["--size", size, "--dtype", "bf16", "--batch-size", "16"]
-        found.append([*python, "moemla.cli", "bench", "attention", *how, "--tokens", *LENGTHS, *keep])
-    return found
+    """All of them."""
+    return [command for part in parts().values() for command in part]
 
 
 def main() -> int:
-    failed = 0
-    for command in commands():
-        print("$", " ".join(["python", *command[1:]]), flush=True)
-        if "--list" not in sys.argv:
-            failed += subprocess.run(command, cwd=ROOT).returncode != 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts(), default=list(parts()), metavar="PART")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after these, and end all")
+    parser.add_argument("--each", type=float, help="seconds that a command may take at most")
+    parser.add_argument("--list", action="store_true")
+    chosen = parser.parse_args()
+    failed, end = 0, time.monotonic() + 60 * chosen.minutes
+    for command in (command for part in chosen.only for command in parts()[part]):
+        print("$", " ".join(["python", "-m", *command]), flush=True)
+        left = end - time.monotonic()
+        if chosen.list:
+            continue
+        if left <= 0:
+            print("left out: no time", flush=True)
+            continue
+        begin = time.monotonic()
+        limit = min(left, chosen.each or left)
+        try:
+            run = subprocess.run(
+                [sys.executable, "-m", *command], cwd=ROOT, timeout=None if limit == float("inf") else limit
+            )
+            failed += run.returncode != 0
+        except subprocess.TimeoutExpired:
+            failed += 1
+            print("ended: no time", flush=True)
+        print(f"  {time.monotonic() - begin:.0f} s", flush=True)
     return failed
 
 

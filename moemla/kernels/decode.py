@@ -12,9 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_S = 32  # slots of a tile
-PROGRAMS = 264  # enough for two on each multiprocessor of a large GPU
-LEAST = 128  # slots of a piece
+from moemla.kernels import tiling
 
 
 @triton.jit
@@ -40,12 +38,12 @@ def _store_piece(pieces, sums, highest, total, context, at, head, n_heads, width
     tl.store(sums + at * n_heads + head, log, mask=head < n_heads)
 
 
-@triton.jit(do_not_specialize=["n_slots", "piece", "k_b", "v_b"])
+@triton.jit(do_not_specialize=["n_slots", "piece"])
 def _latent_decode(
     q, k_latent, v_latent, weight, bias, cos, sin, lengths, pieces, sums, n_heads, rank, n_slots, piece, scale,
     k_b, k_s, v_b, v_s, half: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr, BIASED: tl.constexpr,
     RAGGED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-    ALL_R: tl.constexpr,
+    ALL_R: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     last = tl.minimum(n_slots, (part + 1) * piece)
@@ -66,15 +64,16 @@ def _latent_decode(
             c = tl.load(cos + angle, mask=held[:, None] & real[None, :], other=0.0)
             s = tl.load(sin + angle, mask=held[:, None] & real[None, :], other=0.0)
         scores = tl.full((BLOCK_H, BLOCK_S), -float("inf"), tl.float32)
+        kept = k_latent + row * k_b + slot[:, None] * k_s
+        if HELD:
+            latent = tl.load(kept + lane[None, :], mask=held[:, None] & (lane < rank)[None, :], other=0.0)
         for h in range(0, n_heads):
             first = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)  # the first dimension of each pair of this head's keys
             second = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)
-            for r0 in range(0, rank, BLOCK_R):
+            for r0 in tl.static_range(0, ALL_R, BLOCK_R):
                 r = r0 + tl.arange(0, BLOCK_R)
-                latent = tl.load(
-                    k_latent + row * k_b + slot[:, None] * k_s + r[None, :],
-                    mask=held[:, None] & (r < rank)[None, :], other=0.0,
-                )  # fmt: skip
+                if not HELD:
+                    latent = tl.load(kept + r[None, :], mask=held[:, None] & (r < rank)[None, :], other=0.0)
                 at = weight + (h * 2 * half) * rank + r[:, None]
                 mask = (r < rank)[:, None] & real[None, :]
                 w = tl.load(at + low[None, :] * rank, mask=mask, other=0.0)
@@ -102,7 +101,7 @@ def _latent_decode(
     _store_piece(pieces, sums, highest, total, context, at, head, n_heads, rank, lane)
 
 
-@triton.jit(do_not_specialize=["n_slots", "piece", "c_b"])
+@triton.jit(do_not_specialize=["n_slots", "piece"])
 def _joint_decode(
     q, joint, lengths, pieces, sums, n_heads, rank, rope, n_slots, piece, scale, c_b, c_s,
     RAGGED: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_H: tl.constexpr, ALL_R: tl.constexpr, ALL_ROPE: tl.constexpr,
@@ -149,13 +148,6 @@ def _merge(pieces, sums, out, n_heads, n_pieces, width, ALL_W: tl.constexpr):
         total = total * shrink + share
         highest = new
     tl.store(out + (row * n_heads + head) * width + lane, context / total, mask=lane < width)
-
-
-def _pieces(batch: int, n_slots: int) -> tuple[int, int]:
-    """(slots of a piece, number of pieces): enough programs for the GPU, none of them idle."""
-    wanted = max(1, min(triton.cdiv(PROGRAMS, batch), triton.cdiv(n_slots, LEAST)))
-    piece = triton.cdiv(triton.cdiv(n_slots, wanted), BLOCK_S) * BLOCK_S
-    return piece, triton.cdiv(n_slots, piece)
 
 
 def _scratch(q: Tensor, parts: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,18 +222,18 @@ def latent_decode(
     q, weight, k_latent, v_latent = q.contiguous(), weight.contiguous(), _dense_rows(k_latent), _dense_rows(v_latent)
     if batch == 0:
         return q.new_empty(0, heads, rank)
-    piece, parts = _pieces(batch, n_slots)
-    pieces, sums, out = _scratch(q, parts, rank)
     half = width // 2
+    tile = tiling.latent_decode(q, heads, half, rank)
+    piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
+    pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
         _latent_decode[(batch, parts)](
             q, k_latent, v_latent, weight, q if bias is None else bias.contiguous(), cos.contiguous() if turned else q,
             sin.contiguous() if turned else q, q if lengths is None else lengths, pieces, sums,
             heads, rank, n_slots, piece, scale, *k_latent.stride()[:2], *v_latent.stride()[:2],
             half=half, TURNED=turned, INTERLEAVED=interleaved, BIASED=bias is not None, RAGGED=lengths is not None,
-            BLOCK_S=BLOCK_S, BLOCK_H=max(16, triton.next_power_of_2(heads)),
-            BLOCK_K=max(16, triton.next_power_of_2(half)), BLOCK_R=max(16, min(64, triton.next_power_of_2(rank))),
-            ALL_R=max(16, triton.next_power_of_2(rank)),
+            BLOCK_H=max(16, triton.next_power_of_2(heads)), BLOCK_K=max(16, triton.next_power_of_2(half)),
+            ALL_R=max(16, triton.next_power_of_2(rank)), **tile,
         )  # fmt: skip
         return _join(pieces, sums, out)
 
@@ -268,15 +260,15 @@ def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, sc
     q, joint = q.contiguous(), _dense_rows(joint)
     if batch == 0:
         return q.new_empty(0, heads, rank)
-    piece, parts = _pieces(batch, n_slots)
+    tile = tiling.joint_decode(q, heads, rank, width - rank)
+    piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
         _joint_decode[(batch, parts)](
             q, joint, q if lengths is None else lengths, pieces, sums, heads, rank, width - rank, n_slots, piece,
-            scale, *joint.stride()[:2], RAGGED=lengths is not None, BLOCK_S=BLOCK_S,
+            scale, *joint.stride()[:2], RAGGED=lengths is not None,
             BLOCK_H=max(16, triton.next_power_of_2(heads)), ALL_R=max(16, triton.next_power_of_2(rank)),
-            ALL_ROPE=max(16, triton.next_power_of_2(width - rank)),
-            num_stages=1 if q.dtype == torch.float32 else 3,  # one stage holds 100 KiB of float32 at size M
+            ALL_ROPE=max(16, triton.next_power_of_2(width - rank)), **tile,
         )  # fmt: skip
         return _join(pieces, sums, out)
 

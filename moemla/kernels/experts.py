@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moemla.kernels import tiling
 from moemla.kernels.dispatch import Dispatch, dispatch
 
 ON_CHIP = 64  # hidden width up to which one kernel does the forward pass
@@ -228,43 +229,32 @@ def _weight_gradient(
 # --- the two operators
 
 
-def _block(width: int, most: int) -> int:
-    return max(16, min(most, triton.next_power_of_2(width)))
-
-
-def _block_m(n_slots: int, n_experts: int) -> int:
-    """Rows of a tile: about what an expert has, between 16 and 128."""
-    return max(16, min(128, triton.next_power_of_2(triton.cdiv(n_slots, n_experts))))
-
-
 def _rows_of(a, w, c, gate, where: Dispatch, top_k, transposed=False, gather=False, gated=False, kind=NONE.value):
     n_in, n_out = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     w_i, w_o = (w.stride(2), w.stride(1)) if transposed else (w.stride(1), w.stride(2))
-    block_o = _block(n_out, 128)
-    _product[(len(where.tile_expert), triton.cdiv(n_out, block_o))](
+    block_m = tiling.rows(len(where.order), len(w))
+    tile = tiling.product(a, block_m, n_in, n_out)
+    _product[(len(where.tile_expert), triton.cdiv(n_out, tile["BLOCK_O"]))](
         a, w, c, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
         n_in, n_out, len(w), a.stride(0), w.stride(0), w_i, w_o,
-        TOP_K=top_k, GATHER=gather, GATED=gated, KIND=kind,
-        BLOCK_M=_block_m(len(where.order), len(w)), BLOCK_I=_block(n_in, 32), BLOCK_O=block_o,
+        TOP_K=top_k, GATHER=gather, GATED=gated, KIND=kind, BLOCK_M=block_m, **tile,
     )  # fmt: skip
 
 
 def _summed(y, where: Dispatch, n_tokens: int, top_k: int) -> Tensor:
     width = y.shape[1]
-    out, block_n, block_d = y.new_empty(n_tokens, width), 16, _block(width, 128)
-    _sum_slots[(triton.cdiv(n_tokens, block_n), triton.cdiv(width, block_d))](
-        y, where.place, out, n_tokens, width, TOP_K=top_k, BLOCK_N=block_n, BLOCK_D=block_d
-    )
+    out, tile = y.new_empty(n_tokens, width), tiling.sum_slots(y, width)
+    grid = triton.cdiv(n_tokens, tile["BLOCK_N"]), triton.cdiv(width, tile["BLOCK_D"])
+    _sum_slots[grid](y, where.place, out, n_tokens, width, TOP_K=top_k, **tile)
     return out
 
 
 def _gradient_of(a, b, w, gate, where: Dispatch, top_k, kind=NONE.value, gather_a=False, gather_b=False) -> Tensor:
     c = torch.empty_like(w, memory_format=torch.contiguous_format)
-    block_a, block_b = _block(w.shape[1], 64), _block(w.shape[2], 128)
-    _weight_gradient[(len(w), triton.cdiv(w.shape[1], block_a), triton.cdiv(w.shape[2], block_b))](
+    tile = tiling.weight_gradient(a, w.shape[1], w.shape[2])
+    _weight_gradient[(len(w), triton.cdiv(w.shape[1], tile["BLOCK_A"]), triton.cdiv(w.shape[2], tile["BLOCK_B"]))](
         a, b, c, gate, where.order, where.offsets, w.shape[1], w.shape[2], a.stride(0), b.stride(0),
-        TOP_K=top_k, A_KIND=kind, GATHER_A=gather_a, GATHER_B=gather_b,
-        BLOCK_M=32, BLOCK_A=block_a, BLOCK_B=block_b,
+        TOP_K=top_k, A_KIND=kind, GATHER_A=gather_a, GATHER_B=gather_b, **tile,
     )  # fmt: skip
     return c
 
@@ -302,14 +292,14 @@ def routed_experts(
     x, w_in, w_out, gate = x.contiguous(), w_in.contiguous(), w_out.contiguous(), gate.contiguous()
     n_slots, kind = n_tokens * top_k, _KINDS[activation]
     z, y = x.new_empty(n_slots, w_in.shape[2]), x.new_empty(n_slots, x.shape[1])
-    block_m = _block_m(n_slots, n_experts)
+    block_m = tiling.rows(n_slots, n_experts)
     where = dispatch(index, n_experts, block_m)
     with torch.cuda.device_of(x):
         if width <= ON_CHIP:
             _narrow[(len(where.tile_expert),)](
                 x, w_in, w_out, z, y, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
                 x.shape[1], width, n_experts, x.stride(0), TOP_K=top_k, KIND=kind,
-                BLOCK_M=block_m, BLOCK_F=_block(width, ON_CHIP), BLOCK_D=_block(x.shape[1], 64),
+                BLOCK_M=block_m, **tiling.narrow(x, block_m, width, x.shape[1]),
             )  # fmt: skip
         else:
             _rows_of(x, w_in, z, gate, where, top_k, gather=True)
@@ -322,7 +312,7 @@ def routed_experts(
 def _(x, w_in, w_out, index, gate, activation):
     n_slots, n_experts = index.numel(), len(w_in)
     rows = [index.new_empty(n_slots, dtype=torch.int32) for _ in range(2)]
-    tiles = triton.cdiv(n_slots, _block_m(n_slots, n_experts)) + min(n_experts, n_slots)
+    tiles = triton.cdiv(n_slots, tiling.rows(n_slots, n_experts)) + min(n_experts, n_slots)
     offsets = index.new_empty(n_experts + 1, dtype=torch.int32)
     tiled = [index.new_empty(tiles, dtype=torch.int32) for _ in range(2)]
     return [x.new_empty(x.shape), x.new_empty(n_slots, w_in.shape[2]), *rows, offsets, *tiled]
@@ -336,14 +326,15 @@ def _grad(
     (n_tokens, top_k), width, kind = gate.shape, w_out.shape[1], _KINDS[activation]
     grad, x, w_in, w_out, gate = (t.contiguous() for t in (grad, x, w_in, w_out, gate))
     where, n_slots = Dispatch(*where), n_tokens * top_k
-    block_f = _block(width, 64)
-    parts = triton.cdiv(width, block_f)
+    block_m = tiling.rows(n_slots, len(w_in))
+    tile = tiling.hidden_backward(x, block_m, width, x.shape[1])
+    parts = triton.cdiv(width, tile["BLOCK_F"])
     grad_z, grad_gate = torch.empty_like(z), gate.new_zeros(parts, n_slots, dtype=torch.float32)
     with torch.cuda.device_of(x):
         _hidden_backward[(len(where.tile_expert), parts)](
             grad, w_out, z, grad_z, grad_gate, gate, where.order, where.offsets, where.tile_expert, where.tile_row,
             n_slots, grad.shape[1], width, len(w_out), grad.stride(0), TOP_K=top_k, KIND=kind,
-            BLOCK_M=_block_m(n_slots, len(w_in)), BLOCK_F=block_f, BLOCK_D=_block(grad.shape[1], 32),
+            BLOCK_M=block_m, **tile,
         )  # fmt: skip
         rows = x.new_empty(n_slots, x.shape[1])
         _rows_of(grad_z, w_in, rows, gate, where, top_k, transposed=True)

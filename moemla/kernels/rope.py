@@ -11,8 +11,9 @@ from torch import Tensor
 BLOCK_T = 32  # positions of a head that one program turns
 
 
-# Whatever changes with the length is not specialised on: another length compiles nothing anew.
-LENGTHS = ["first", "n_steps", "n_positions", "x_b", "x_h", "out_b", "out_h", "pos_b"]
+# Lengths are not specialised on: another one compiles nothing anew. Strides are: where they are known to be multiples
+# of 16 numbers, 16 bytes are loaded at once.
+LENGTHS = ["first", "n_steps", "n_positions", "pos_b"]
 
 
 @triton.jit(do_not_specialize=LENGTHS)

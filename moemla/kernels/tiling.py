@@ -1,0 +1,88 @@
+"""Tile sizes of the expert and decode kernels with their warps and stages: what was fastest on a GPU, in one place.
+
+A tile is as large as the widths it covers, up to what is named here, and what its stages hold must fit into the shared
+memory of a program. `python -m tools.tune` tries others. Built in chapter 11.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+ROOM = 101_376  # bytes of shared memory that a program can have on every GPU from compute capability 8.0 on
+LARGE = 163_840  # and on an A100, about; an H100 has 232,448
+PROGRAMS = 264  # of a decode kernel, at least, where the cache is long enough: two on each multiprocessor of an H100
+
+Meta = dict[str, int]
+
+
+def room(tensor: Tensor) -> int:
+    """Bytes of shared memory that one program may have where a tensor lies."""
+    if not tensor.is_cuda:
+        return ROOM
+    return torch.cuda.get_device_properties(tensor.device).shared_memory_per_block_optin
+
+
+def block(width: int, most: int) -> int:
+    """The power of two that covers a width, between 16 and `most`."""
+    return max(16, min(most, triton.next_power_of_2(width)))
+
+
+# ---- experts
+
+
+def rows(n_slots: int, n_experts: int) -> int:
+    """Rows of a tile: about what an expert has, between 16 and 128."""
+    return block(triton.cdiv(n_slots, n_experts), 128)
+
+
+def product(tensor: Tensor, block_m: int, n_in: int, n_out: int) -> Meta:
+    """Rows of an expert times its matrix (I, O)."""
+    return dict(BLOCK_I=block(n_in, 32), BLOCK_O=block(n_out, 128), num_warps=4, num_stages=3)
+
+
+def narrow(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
+    """The whole expert with its hidden layer of `width` on the chip."""
+    return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, 64), num_warps=4, num_stages=3)
+
+
+def hidden_backward(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
+    """Gradients of the hidden layer and of the gates; BLOCK_F also says in how many parts a gate's gradient comes."""
+    return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, 32), num_warps=4, num_stages=3)
+
+
+def weight_gradient(tensor: Tensor, n_a: int, n_b: int) -> Meta:
+    """The gradient of an expert's matrix (A, B), a sum over its rows."""
+    return dict(BLOCK_M=32, BLOCK_A=block(n_a, 64), BLOCK_B=block(n_b, 128), num_warps=4, num_stages=3)
+
+
+def sum_slots(tensor: Tensor, width: int) -> Meta:
+    """A token's A rows, summed."""
+    return dict(BLOCK_N=16, BLOCK_D=block(width, 128), num_warps=4)
+
+
+# ---- decode
+
+
+def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
+    """Slots of a tile, and what of the latents (S, R) is multiplied at once: all, where a tile of them can be held."""
+    all_r, large = block(rank, 1 << 20), room(tensor) >= LARGE
+    row = all_r * tensor.element_size()
+    if row > (1024 if large and tensor.element_size() == 2 else 512):
+        return dict(BLOCK_S=32, BLOCK_R=min(64, all_r), HELD=False, num_warps=4, num_stages=1)
+    slots = 128 if large and row <= 512 else 64
+    return dict(BLOCK_S=slots, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=2 if row <= 512 else 1)
+
+
+def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta:
+    """Slots of a tile of joint rows (S, R + rope)."""
+    return dict(BLOCK_S=32, num_warps=4, num_stages=1 if tensor.element_size() == 4 else 3)  # 100 KiB of float32 at M
+
+
+def pieces(batch: int, n_slots: int, block_s: int) -> tuple[int, int]:
+    """(slots of a piece, number of pieces): enough programs for a large GPU, none of them idle.
+
+    A piece has at least 128 slots and is a multiple of a tile.
+    """
+    wanted = max(1, min(triton.cdiv(PROGRAMS, batch), triton.cdiv(n_slots, 128)))
+    piece = triton.cdiv(triton.cdiv(n_slots, wanted), block_s) * block_s
+    return piece, triton.cdiv(n_slots, piece)
