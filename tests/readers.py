@@ -384,7 +384,67 @@ def route(logits, bias, top_k):
     return index, gate / gate.sum(1, keepdim=True)
 """
 
-FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN}
+ELEVEN = """
+import torch
+import torch.nn.functional as F
+
+BLOCK = 16
+
+
+def dispatch(index, n_experts, block=BLOCK):
+    chosen, m = index.flatten(), index.numel()
+    counts = torch.zeros(n_experts, dtype=torch.long).index_add(0, chosen, torch.ones_like(chosen))
+    offsets = F.pad(counts.cumsum(0), (1, 0))
+    mine = F.one_hot(chosen, n_experts)
+    above = (mine.cumsum(0) - mine).gather(1, chosen[:, None])[:, 0]
+    place = offsets[chosen] + above
+    order = torch.empty_like(place)
+    order[place] = torch.arange(m)
+    return order, place, offsets
+
+
+def tiles(offsets):
+    for e in range(len(offsets) - 1):
+        first, last = int(offsets[e]), int(offsets[e + 1])
+        for start in range(first, last, BLOCK):
+            yield e, torch.arange(start, min(start + BLOCK, last))
+
+
+class Routed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w_in, w_out, index, gate):
+        a = index.shape[1]
+        order, place, offsets = dispatch(index, len(w_in))
+        z, y = x.new_empty(len(order), w_in.shape[2]), x.new_empty(len(order), x.shape[1])
+        weight = gate.flatten()[order, None]
+        for e, row in tiles(offsets):
+            z[row] = x[order[row] // a] @ w_in[e]
+            y[row] = weight[row] * (F.gelu(z[row]) @ w_out[e])
+        ctx.save_for_backward(x, w_in, w_out, gate, z, order, place, offsets)
+        return y[place].view(len(x), a, -1).sum(1)
+
+    @staticmethod
+    def backward(ctx, came):
+        x, w_in, w_out, gate, z, order, place, offsets = ctx.saved_tensors
+        a, weight, hidden = gate.shape[1], gate.flatten()[order, None], F.gelu(z)
+        d_gate, d_rows = torch.empty_like(weight), came.new_empty(len(order), x.shape[1])
+        d_in, d_out = torch.zeros_like(w_in), torch.zeros_like(w_out)
+        for e, row in tiles(offsets):
+            token = order[row] // a
+            u = came[token] @ w_out[e].T
+            d_gate[row] = (hidden[row] * u).sum(1, keepdim=True)
+            d_z = torch.ops.aten.gelu_backward(weight[row] * u, z[row])
+            d_in[e] += x[token].T @ d_z
+            d_out[e] += (weight[row] * hidden[row]).T @ came[token]
+            d_rows[row] = d_z @ w_in[e].T
+        return d_rows[place].view(len(x), a, -1).sum(1), d_in, d_out, None, d_gate[place].view_as(gate)
+
+
+def routed(x, w_in, w_out, index, gate):
+    return Routed.apply(x, w_in, w_out, index, gate)
+"""
+
+FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN, 11: ELEVEN}
 
 UNITS = "outputs equal the library's"
 SLOPES = "gradients equal the library's"
@@ -722,6 +782,78 @@ WRONG = [
         "score.sum(1, keepdim=True)",
         "route: gates are shares",
         r"sum of a token's gates",
+    ),
+    (
+        11,
+        "an expert's slots in reverse",
+        "(mine.cumsum(0) - mine)",
+        "(mine.flip(0).cumsum(0).flip(0) - mine)",
+        "dispatch: slots stand by expert",
+        r"row \d+ has slot \d+, wanted \d+",
+    ),
+    (
+        11,
+        "offsets without the end",
+        "F.pad(counts.cumsum(0), (1, 0))",
+        "counts.cumsum(0) - counts",
+        "dispatch: place and offsets",
+        r"offsets \[",
+    ),
+    (
+        11,
+        "place and order exchanged",
+        "return order, place, offsets",
+        "return place, order, offsets",
+        "dispatch: slots stand by expert",
+        "wanted",
+    ),
+    (
+        11,
+        "a tile over an expert's border",
+        "min(start + BLOCK, last)",
+        "min(start + BLOCK, int(offsets[-1]))",
+        "routed: equals the loop where tiles are ragged",
+        r"gradient of w_",
+    ),
+    (
+        11,
+        "the last tile of an expert is left out",
+        "range(first, last, BLOCK)",
+        "range(first, max(last - BLOCK, min(first + 1, last)) + 1 if last > first else first, BLOCK)",
+        "routed: equals the loop where tiles are ragged",
+        r"experts with 15, 16, 17, 0, 1, 33 tokens",
+    ),
+    (
+        11,
+        "the gate twice in the gradient of w_out",
+        "(weight[row] * hidden[row]).T",
+        "(weight[row] ** 2 * hidden[row]).T",
+        "routed: equals the loop",
+        r"one token: .*gradient of w_out",
+    ),
+    (
+        11,
+        "the gate's gradient by row and not by slot",
+        "d_gate[place].view_as(gate)",
+        "d_gate.view_as(gate)",
+        "routed: equals the loop",
+        r"gradient of gate",
+    ),
+    (
+        11,
+        "an expert without rows keeps what memory held",
+        "torch.zeros_like(w_in), torch.zeros_like(w_out)\n",
+        "torch.full_like(w_in, torch.nan), torch.zeros_like(w_out)\n        d_in[offsets.diff() > 0] = 0\n",
+        "routed: an expert that nobody takes",
+        r"expert 1 has no token, and its gradient of w_in: nan",
+    ),
+    (
+        11,
+        "whoever comes first is added first",
+        "y[place].view(len(x), a, -1).sum(1)",
+        "sum(y[place].view(len(x), a, -1)[:, j] for j in torch.randperm(a))",
+        "routed: gives the same bits",
+        r"the second time",
     ),
 ]
 

@@ -2,11 +2,14 @@
 
 An exercise with code stands at the end of a chapter (stub tagged `exercise`), a *Your turn* where the chapter builds
 (`your-turn`). A stub raises NotImplementedError; the check is the first code cell after the cell tagged `solution`.
+`let_pass` tries wrong versions of a solution: the check has to fail on them too.
 """
 
 from __future__ import annotations
 
-from tools.cells import asserts, at, code_cells, tags
+import ast
+
+from tools.cells import asserts, at, code_cells, parse, tags
 from tools.chapter_code import STUBS, run_definitions
 from tools.freshness import SHELL
 
@@ -53,6 +56,36 @@ def tried(notebook, found: list[tuple]) -> list[str]:
         failure, unfinished = _run([solution, check], dict(definitions))
         if failure is not None or unfinished:
             problems.append(f"{at(notebook, solution)}: the solution fails its check with {failure!r}")
+    return problems
+
+
+UNFAIR = (SyntaxError, NameError, TypeError, AttributeError, NotImplementedError)  # any check would see these
+Wrong = tuple[str, str, str]  # what goes wrong; the solution's text, found once; what stands there instead
+
+
+def name_of(stub) -> str:
+    """What a stub asks for: the first function or class that it defines."""
+    return next(node.name for node in parse(stub).body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+
+
+def let_pass(notebook, triple: tuple, wrong: list[Wrong]) -> list[str]:
+    """The wrong versions of a solution that its check does not see, and those that are none."""
+    stub, solution, check = triple
+    problems, before = [], notebook.cells[: notebook.cells.index(stub)]
+    definitions = run_definitions(before, {"__name__": "chapter"}, "chapter")
+    for why, old, new in wrong:
+        said = f"{name_of(stub)}, {why}"
+        if solution.source.count(old) != 1:
+            problems.append(f"{said}: {old!r} stands {solution.source.count(old)} times in the solution, not once")
+            continue
+        changed = solution.copy()
+        changed["source"] = solution.source.replace(old, new)
+        failure, unfinished = _run([changed, check], dict(definitions))
+        cause = failure.__cause__ or failure if failure is not None else None  # Triton wraps what a kernel raises
+        if failure is None:
+            problems.append(f"{said}: the check passes")
+        elif unfinished or isinstance(cause, UNFAIR):
+            problems.append(f"{said}: does not even run: {cause!r}")
     return problems
 
 

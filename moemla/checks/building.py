@@ -30,6 +30,8 @@ ROPE = Wanted(("Rope", "RotaryEmbedding"), "class", "width max_seq_len? layout?"
 ROUTE = Wanted(("route",), "function", "logits bias? top_k|k scores?")
 EXPERTS = Wanted(("experts",), "function", "x w_in w_out index gate activation?")
 SHARED = Wanted(("shared",), "function", "x w_in w_out activation?")
+SORTED = Wanted(("dispatch", "sort_slots"), "function", "index n_experts|e block|block_m?")
+TILES = Wanted(("routed", "experts"), "function", "x w_in w_out index gate activation? block|block_m?")
 BALANCER = Wanted(("Balancer",), "class", "model rule? rate?")
 SWITCH = Wanted(("switch_loss",), "function", "probabilities index")
 SWITCH_OF_ROUTING = Wanted(("switch_loss",), "function", "routing")
@@ -215,6 +217,20 @@ def functions(wanted: Wanted, reader: Reader) -> list[Function]:
 def _called(match: Match, *tensors: Tensor) -> Tensor:
     names = ("x", "w_in", "w_out", "index", "gate")
     return a_tensor(match.call(**dict(zip(names, tensors, strict=False)), activation="gelu"), match.name)
+
+
+def sortings(reader: Reader) -> list[Function]:
+    """dispatch(index, n_experts, block), which gives order, place and offsets first."""
+    match = reader.find(SORTED)
+
+    def call(index: Tensor, n_experts: int, block: int) -> tuple[Tensor, ...]:
+        out = match.call(index=index, n_experts=n_experts, block=block)
+        right = isinstance(out, tuple) and len(out) >= 3
+        right = right and all(isinstance(part, Tensor) and not part.is_floating_point() for part in out[:3])
+        require(right, f"{match.name} gives {type(out).__name__}, not (order, place, offsets) of whole numbers")
+        return out
+
+    return [Function(match.name, call)]
 
 
 RULES = {

@@ -99,7 +99,7 @@ def test_the_chapters_counts_take_any_iterable_and_no_strange_token():
 
 # ---- chapters with a table of checks: the chapter's own classes, found as `moemla check` finds a reader's
 
-KERNELS = {10}  # chapters whose definitions need Triton's interpreter
+KERNELS = {10, 11}  # chapters whose definitions need Triton's interpreter
 WRITTEN = [n for n in CHAPTERS if plan()[n - 1].written and (n not in KERNELS or INTERPRETED)]
 PARTS = {
     2: {"CausalAttention", "step"},
@@ -118,6 +118,7 @@ PARTS = {
     },
     7: {"MixtureOfExperts", "shared"},
     10: {"Rope", "route"},
+    11: {"sort_slots", "routed"},
 }
 
 

@@ -42,6 +42,7 @@ from moemla.checks import (
     balancing,
     compare,
     experts as routed,
+    grouped,
     model,
     rope,
     tiles,
@@ -305,6 +306,38 @@ def strides_forgotten(x, at):
     return turning(10)(torch.as_strided(x, x.shape, torch.empty(x.shape).stride()), at)
 
 
+def sorting(index, n_experts, block, descending=False):
+    chosen = index.flatten()
+    order = len(chosen) - 1 - chosen.flip(0).argsort(stable=True) if descending else chosen.argsort(stable=True)
+    return order, order.argsort(), F.pad(chosen.bincount(minlength=n_experts).cumsum(0), (1, 0))
+
+
+def place_forgotten(index, n_experts, block):
+    order, _, offsets = sorting(index, n_experts, block)
+    return order, order, offsets
+
+
+def by_blocks(x, w_in, w_out, index, gate):
+    return apply_experts(x, w_in, w_out, index, gate, "grouped")
+
+
+def unwritten(x, w_in, w_out, index, gate):
+    """The gradient of an expert without rows is what memory held."""
+    copy = w_in * 1
+    if copy.requires_grad:
+        copy.register_hook(lambda g: g.where(g.abs().amax((1, 2), keepdim=True) > 0, torch.nan))
+    return by_blocks(x, copy, w_out, index, gate)
+
+
+def louder_last(x, w_in, w_out, index, gate):
+    return by_blocks(x, w_in, w_out * torch.arange(1, len(w_out) + 1)[:, None, None], index, gate)
+
+
+def another_sum(x, w_in, w_out, index, gate):
+    """As atomics do: not the same in its last digits."""
+    return by_blocks(x, w_in, w_out, index, gate) * (1 + 1e-5 * torch.rand(1))
+
+
 def lane_of_zero(logits, bias, top_k):
     """The lane behind the last expert can win, and is then called the last expert."""
     score = F.pad(logits.sigmoid(), (0, 1))
@@ -437,6 +470,15 @@ def right():
     yield of(tiles.turns_every_tile, turning(10))
     yield of(tiles.routes_every_tile, routing)
     yield of(tiles.equals_are_all_different, routing)
+    yield of(grouped.sorts_by_expert, sorting)
+    yield of(grouped.says_where, sorting)
+    for of_experts in (
+        grouped.equals_loop_in_tiles,
+        grouped.nobodys_expert_gets_zeros,
+        grouped.experts_in_another_order,
+        grouped.same_bits_again,
+    ):
+        yield of(of_experts, by_blocks)
     yield of(compare.equals_oracle, mha(), plain, WIDTH)
     yield of(compare.equals_oracle, language_model().double(), language_model().double(), WIDTH, VOCAB)
     yield of(tokens.nothing_is_lost, Bytes(), ["once", "upon"])
@@ -559,6 +601,16 @@ def wrong():
     yield of(tiles.routes_every_tile, lane_of_zero, said=r"top 2 of logits \(1, 5\).*token \[0\] does not get")
     yield of(tiles.routes_every_tile, detached_gate, said=r"top 2 of logits \(1, 5\): gates, gradient of the logits")
     yield of(tiles.equals_are_all_different, same_again, said=r"top 3 of 5 equal scores: \[0, 0, 0\]")
+    yield of(
+        grouped.sorts_by_expert,
+        partial(sorting, descending=True),
+        said=r"a few tokens: index \(7, 3\), 5 experts: row 0 has slot",
+    )
+    yield of(grouped.says_where, place_forgotten, said=r"a few tokens: .*: slot \d+ is in row")
+    yield of(grouped.equals_loop_in_tiles, experts_with_detached_gate, said=r"one token: .*, gradient of gate: 0 at")
+    yield of(grouped.nobodys_expert_gets_zeros, unwritten, said=r"one token: expert 1 has no token.*of w_in: nan")
+    yield of(grouped.experts_in_another_order, louder_last, said=r"one token: output with experts in order \[2, 0, 1\]")
+    yield of(grouped.same_bits_again, another_sum, said=r"one token: output, the second time")
     yield of(
         rope.order_and_distance,
         TurnedLatent(latent_dim=6, rope=turning(), **HOW),
