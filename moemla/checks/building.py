@@ -227,7 +227,7 @@ def _called(match: Match, *tensors: Tensor) -> Tensor:
     return a_tensor(match.call(**dict(zip(names, tensors, strict=False)), activation="gelu"), match.name)
 
 
-def sortings(reader: Reader) -> list[Function]:
+def sorters(reader: Reader) -> list[Function]:
     """dispatch(index, n_experts, block), which gives order, place and offsets first."""
     match = reader.find(SORTED)
 

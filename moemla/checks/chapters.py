@@ -199,7 +199,7 @@ CHAPTERS: dict[int, tuple[Part, ...]] = {
         one(building.ROUTE, building.choices, TILED),
     ),
     11: (
-        one(building.SORTED, building.sortings, SORTED),
+        one(building.SORTED, building.sorters, SORTED),
         one(building.TILES, partial(building.functions, building.TILES), GROUPED),
     ),
     12: (
