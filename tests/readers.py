@@ -444,7 +444,70 @@ def routed(x, w_in, w_out, index, gate):
     return Routed.apply(x, w_in, w_out, index, gate)
 """
 
-FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN, 11: ELEVEN}
+TWELVE = """
+import torch
+
+
+def take(scores, values, top, total, mix):
+    new = torch.maximum(top, scores.amax(1))
+    safe = new.where(new > -torch.inf, 0.0)
+    shrink, exps = (top - safe).exp(), (scores - safe[:, None]).exp()
+    return new, total * shrink + exps.sum(1), mix * shrink[:, None] + exps @ values
+
+
+def start(heads, width):
+    return torch.full((heads,), -torch.inf), torch.zeros(heads), torch.zeros(heads, width)
+
+
+def online(scores, values, block):
+    state = start(len(scores), values.shape[1])
+    for first in range(0, len(values), block):
+        state = take(scores[:, first : first + block], values[first : first + block], *state)
+    return state[2] / state[1][:, None]
+
+
+def merge(means, logs):
+    return (logs.softmax(1)[..., None] * means).sum(1)
+
+
+def in_pieces(batch, slots, lengths, heads, width, piece, block, tile):
+    parts = -(-slots // piece)
+    means, logs = torch.empty(batch, parts, heads, width), torch.empty(batch, parts, heads)
+    for row in range(batch):
+        for part in range(parts):
+            last = min((part + 1) * piece, int(lengths[row]))
+            state = start(heads, width)
+            for first in range(part * piece, last, block):
+                slot = torch.arange(first, min(first + block, last))
+                state = take(*tile(row, slot), *state)
+            safe = state[1].where(state[1] > 0, 1.0)
+            means[row, part], logs[row, part] = state[2] / safe[:, None], state[0] + safe.log()
+    return merge(means, logs)
+
+
+def joint_decode(q, joint, lengths, rank, scale, piece=64, block=16):
+    def tile(row, slot):
+        kept = joint[row, slot]
+        return q[row] @ kept.T * scale, kept[:, :rank]
+
+    (batch, heads, _), slots = q.shape, joint.shape[1]
+    return in_pieces(batch, slots, lengths, heads, rank, piece, block, tile)
+
+
+def latent_decode(q, k_latent, v_latent, weight, cos, sin, lengths, scale, piece=64, block=16):
+    batch, heads, width = q.shape
+
+    def tile(row, slot):
+        keys = (k_latent[row, slot] @ weight.T).unflatten(1, (heads, width))
+        c, s = cos[slot][:, None], sin[slot][:, None]
+        a, b = keys.chunk(2, 2)
+        turned = torch.cat((a * c - b * s, b * c + a * s), 2)
+        return (turned * q[row] * scale).sum(2).T, v_latent[row, slot]
+
+    return in_pieces(batch, k_latent.shape[1], lengths, heads, v_latent.shape[2], piece, block, tile)
+"""
+
+FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN, 11: ELEVEN, 12: TWELVE}
 
 UNITS = "outputs equal the library's"
 SLOPES = "gradients equal the library's"
@@ -871,6 +934,86 @@ WRONG = [
         "sum(y[place].view(len(x), a, -1)[:, j] for j in torch.randperm(a))",
         "routed: gives the same bits",
         r"the second time",
+    ),
+    (
+        12,
+        "the mix is not shrunk",
+        "mix * shrink[:, None] + exps @ values",
+        "mix + exps @ values",
+        "joint_decode: equals one softmax",
+        r"q \(2, 3, 11\), joint \(2, 20, 11\)",
+    ),
+    (
+        12,
+        "a tile does not end with its row",
+        "min(first + block, last)",
+        "first + block if first + block <= slots else slots",
+        "joint_decode: rows see their own slots",
+        r"joint \(2, 3, 4\), lengths \[3, 1\], NaN behind them: nan at \[1, ",
+    ),
+    (
+        12,
+        "pieces count alike",
+        "logs.softmax(1)[..., None]",
+        "torch.ones_like(logs)[..., None] / logs.shape[1]",
+        "joint_decode: equals one softmax",
+        r"joint \(3, 70, 34\)",
+    ),
+    (
+        12,
+        "a piece without its sum",
+        "state[0] + safe.log()",
+        "state[0]",
+        "joint_decode: equals one softmax",
+        r"joint \(3, 70, 34\)",
+    ),
+    (
+        12,
+        "an empty piece is 0 over 0",
+        "state[2] / safe[:, None]",
+        "state[2] / state[1][:, None]",
+        "joint_decode: rows see their own slots",
+        r"joint \(3, 150, 34\), lengths \[150, 1, 75\], NaN behind them: nan at",
+    ),
+    (
+        12,
+        "scores are not measured from the largest",
+        "(top - safe).exp(), (scores - safe[:, None]).exp()",
+        "torch.ones_like(top), scores.exp()",
+        "joint_decode: equals one softmax",
+        r"joint \(3, 70, 34\)",
+    ),
+    (
+        12,
+        "turned by the place in the tile",
+        "c, s = cos[slot][:, None], sin[slot][:, None]",
+        "c, s = cos[: len(slot)][:, None], sin[: len(slot)][:, None]",
+        "latent_decode: equals one softmax",
+        r"q \(2, 3, 6\), k_latent \(2, 20, 5\)",
+    ),
+    (
+        12,
+        "scaled twice",
+        "(turned * q[row] * scale).sum(2).T",
+        "(turned * q[row] * scale * scale).sum(2).T",
+        "latent_decode: equals one softmax",
+        r"k_latent \(1, 3, 3\)",
+    ),
+    (
+        12,
+        "turned backwards",
+        "(a * c - b * s, b * c + a * s), 2)",
+        "(a * c + b * s, b * c - a * s), 2)",
+        "latent_decode: equals one softmax",
+        r"k_latent \(1, 3, 3\)",
+    ),
+    (
+        12,
+        "pieces overlap by a slot",
+        "range(part * piece, last, block)",
+        "range(max(0, part * piece - 1), last, block)",
+        "joint_decode: any piece and any tile",
+        r"piece 16, block 16",
     ),
 ]
 

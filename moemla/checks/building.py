@@ -32,6 +32,14 @@ EXPERTS = Wanted(("experts",), "function", "x w_in w_out index gate activation?"
 SHARED = Wanted(("shared",), "function", "x w_in w_out activation?")
 SORTED = Wanted(("dispatch", "sort_slots"), "function", "index n_experts|e block|block_m?")
 TILES = Wanted(("routed", "experts"), "function", "x w_in w_out index gate activation? block|block_m?")
+JOINT = Wanted(("joint_decode",), "function", "q joint lengths rank scale piece? block?")
+LATENT = Wanted(
+    ("latent_decode",),
+    "function",
+    "q k_latent v_latent weight bias? cos sin lengths interleaved? scale piece? block?",
+)
+ONLINE = Wanted(("online",), "function", "scores values block")
+MERGE = Wanted(("merge",), "function", "means logs")
 BALANCER = Wanted(("Balancer",), "class", "model rule? rate?")
 SWITCH = Wanted(("switch_loss",), "function", "probabilities index")
 SWITCH_OF_ROUTING = Wanted(("switch_loss",), "function", "routing")
@@ -231,6 +239,28 @@ def sorters(reader: Reader) -> list[Function]:
         return out
 
     return [Function(match.name, call)]
+
+
+def decodes(wanted: Wanted, reader: Reader) -> list[Function]:
+    """A decode of one new token, called by names; its key is "cut" where it takes the size of a piece or a tile."""
+    match = reader.find(wanted)
+
+    def call(cut: tuple[int, int] | None = None, **values) -> Tensor:
+        values |= dict(bias=None, interleaved=False) | ({} if cut is None else dict(piece=cut[0], block=cut[1]))
+        return a_tensor(match.call(**values), match.name)
+
+    return [Function(match.name, call, "cut" if match.takes("piece") or match.takes("block") else "")]
+
+
+def parts_of_decode(wanted: Wanted, reader: Reader) -> list[Function]:
+    """Softmax by tiles, or the merge of pieces."""
+    match = reader.find(wanted)
+    names = wanted.takes.split()
+    return [
+        Function(
+            match.name, lambda *tensors: a_tensor(match.call(**dict(zip(names, tensors, strict=True))), match.name)
+        )
+    ]
 
 
 RULES = {

@@ -16,7 +16,9 @@ from moemla.checks.lines import (
     ATTENTION,
     DISPATCH,
     GROUPED,
+    MERGE,
     MIXTURE,
+    ONLINE,
     PARTS,
     RAGGED,
     ROTATION,
@@ -30,6 +32,7 @@ from moemla.checks.lines import (
     TIME,
     TURNED,
     Line,
+    decode_lines,
 )
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
 from moemla.rope import RotaryEmbedding
@@ -198,6 +201,12 @@ CHAPTERS: dict[int, tuple[Part, ...]] = {
     11: (
         one(building.SORTED, building.sorters, SORTED),
         one(building.TILES, partial(building.functions, building.TILES), GROUPED),
+    ),
+    12: (
+        one(building.JOINT, partial(building.decodes, building.JOINT), decode_lines("joint")),
+        one(building.LATENT, partial(building.decodes, building.LATENT), decode_lines("latent")),
+        one(building.ONLINE, partial(building.parts_of_decode, building.ONLINE), ONLINE, needed=False),
+        one(building.MERGE, partial(building.parts_of_decode, building.MERGE), MERGE, needed=False),
     ),
 }
 

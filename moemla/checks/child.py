@@ -22,6 +22,10 @@ from moemla.checks.finding import Reader
 
 NAME = "reader_file"  # of the module: a file called torch.py must not take torch's place
 LONGEST = 300  # characters of an exception's message
+HINTS = {
+    "No module named 'triton'": "Triton is for Linux; loops over tiles go through the same checks",
+    "0 active drivers": "without a GPU, os.environ['TRITON_INTERPRET'] = '1' has to stand before Triton is imported",
+}
 
 
 class Report:
@@ -67,6 +71,7 @@ def explain(error: BaseException, path: Path) -> str:
         return f"{place}sys.exit({'' if error.code is None else repr(error.code)}) is called"
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."
+    text += "".join(f" ({hint})" for sign, hint in HINTS.items() if sign in text)
     return f"{place}{type(error).__name__}{': ' if text else ''}{text}"
 
 

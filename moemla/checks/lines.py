@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from moemla.checks import attention, balancing, experts, grouped, model, rope, tiles
+from moemla.checks import attention, balancing, decode, experts, grouped, model, rope, tiles
 from moemla.checks.building import TIMED, WIDE
 from moemla.checks.compare import normal, time_ratio
 from moemla.checks.subjects import Function, there_and_back
@@ -156,6 +156,25 @@ MIXTURE = (
     Line("without shared experts it is chapter 6's", lambda s: s.equals("outputs", n_shared=0), only("shared", True)),
     *TIME,
 )
+
+
+def decode_lines(kind: str) -> tuple[Line, ...]:
+    """Those of a decode over a "joint" cache, or over "latent" ones."""
+    return (
+        Line("equals one softmax over all slots", lambda s: decode.equals_one_softmax(s.call, kind)),
+        Line("rows see their own slots alone", lambda s: decode.rows_end_where_they_end(s.call, kind)),
+        Line("caches may be views", lambda s: decode.takes_views(s.call, kind)),
+        Line("large scores do not overflow", lambda s: decode.large_scores(s.call, kind)),
+        Line(
+            "any piece and any tile give the same",
+            lambda s: decode.any_cut(s.call, kind),
+            needs("key", "it takes no piece and no block"),
+        ),
+    )
+
+
+ONLINE = (Line("equals one softmax, whatever the order", lambda s: decode.online_softmax(s.call)),)
+MERGE = (Line("weighs pieces by their exponentials", lambda s: decode.merges_pieces(s.call)),)
 
 RULE = (
     Line("equals the library's rule", lambda s: balancing.equals_rule(s.call, s.key)),

@@ -38,7 +38,7 @@ class Check:
     """
 
     chapter: tyro.conf.Positional[Annotated[int, tyro.conf.arg(metavar="N")]]
-    """2, 3, 4, 6, 7, 8, 10 or 11."""
+    """2, 3, 4, 6, 7, 8, 10, 11 or 12."""
     file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="FILE")]] = None
     """Your file, mine.py. It is imported in a process of its own; what it prints is left out."""
     seconds: float = 60.0
@@ -60,7 +60,8 @@ class Check:
             return 0
         run, lines, error = Run(self.chapter, self.file, self.seconds), [], None
         if not self.json:
-            say(f"chapter {self.chapter}: {self.file} is run, in float64, beside moemla's own")
+            dtype = "float32" if self.chapter in (11, 12) else "float64"  # kernels sum in it
+            say(f"chapter {self.chapter}: {self.file} is run, in {dtype}, beside moemla's own")
         try:
             for line in run:
                 lines.append(line)

@@ -25,7 +25,18 @@ from moemla import (
     complexity,
 )
 from moemla.balancing import RULES as BALANCING, Balancer, noise_floor, quantile_rule
-from moemla.checks import CheckFailed, attention, balancing, equals_oracle, experts, model, rope, tokens, training
+from moemla.checks import (
+    CheckFailed,
+    attention,
+    balancing,
+    decode,
+    equals_oracle,
+    experts,
+    model,
+    rope,
+    tokens,
+    training,
+)
 from moemla.checks.chapters import ATTENTION, CHAPTERS, HYBRID, ROTATION, ROUTE, RULE, STEPS, lines_of, todo
 from moemla.checks.finding import Reader
 from moemla.checks.subjects import Attention, Choice, Function, Rotation
@@ -99,7 +110,7 @@ def test_the_chapters_counts_take_any_iterable_and_no_strange_token():
 
 # ---- chapters with a table of checks: the chapter's own classes, found as `moemla check` finds a reader's
 
-KERNELS = {10, 11}  # chapters whose definitions need Triton's interpreter
+KERNELS = {10, 11, 12}  # chapters whose definitions need Triton's interpreter
 WRITTEN = [n for n in CHAPTERS if plan()[n - 1].written and (n not in KERNELS or INTERPRETED)]
 PARTS = {
     2: {"CausalAttention", "step"},
@@ -119,6 +130,7 @@ PARTS = {
     7: {"MixtureOfExperts", "shared"},
     10: {"Rope", "route"},
     11: {"sort_slots", "routed"},
+    12: {"joint_decode", "latent_decode", "online", "merge"},
 }
 
 
@@ -592,6 +604,37 @@ def test_rows_are_turned_alike_by_a_kernel_and_by_a_loop(block):
     assert (memory[210:] == 7).all()
     for turned in (memory[:210].view(21, 10), code.turned(x, table.cos, table.sin, block=-(-block // 4) * 4)):
         torch.testing.assert_close(turned.view_as(rows), table(rows))
+
+
+# ---- chapter 12
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("cut", [(1, 1), (7, 3), (16, 16), (64, 16)])
+def test_loops_over_pieces_of_any_size_and_in_any_order(cut, back):
+    code, table, lengths = chapter(12), RotaryEmbedding(6, 30), torch.tensor([21, 8])
+    q, weight, (k, v) = torch.randn(2, 3, 6), torch.randn(18, 5), torch.randn(2, 2, 21, 5)
+    wanted = code.plain(q, k, v, weight, table, lengths, 0.3)
+    k[1, 8:] = v[1, 8:] = torch.nan
+    inputs = lengths, q, k, v, weight, table.cos, table.sin, 0.3
+    ours = code.in_pieces(code.latent_piece, (2, 3, 5), 21, cut, *inputs, back=back)
+    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+    q, joint = torch.randn(2, 3, 9), torch.randn(2, 21, 9)
+    joint[1, 8:] = torch.nan
+    ours = code.in_pieces(code.joint_piece, (2, 3, 5), 21, cut, lengths, q, joint, 5, 0.3, back=back)
+    torch.testing.assert_close(ours, code.joint_decode(q, joint, lengths, 5, 0.3), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
+def test_the_chapters_wrong_softmax_is_caught_by_scores_that_rise():
+    code = chapter(12)
+    decode.online_softmax(code.online)
+    with pytest.raises(CheckFailed):
+        decode.online_softmax(partial(code.online, step=code.careless))
+    scores, values = torch.randn(3, 40).sort(1, descending=True).values, torch.randn(40, 5)
+    right = code.online(scores, values, 8, code.careless)
+    torch.testing.assert_close(right, scores.softmax(1) @ values)
 
 
 # ---- chapter 13

@@ -41,6 +41,7 @@ from moemla.checks import (
     attention,
     balancing,
     compare,
+    decode,
     experts as routed,
     grouped,
     model,
@@ -441,6 +442,52 @@ def switch_of_counts(probabilities, index):
     return switch(probabilities.detach(), index)
 
 
+def token_decode(*, q, lengths, scale, cut=None, joint=None, rank=None, k_latent=None, v_latent=None, weight=None, **_):
+    """Chapter 12's, by whole matrices, for either kind of cache."""
+    if joint is not None:
+        keys, values = joint[:, None], joint.nan_to_num()
+    else:
+        keys = turning(q.shape[2])(split_heads(k_latent.double() @ weight.double().T, q.shape[1])).float()
+        values = v_latent.nan_to_num()
+    scores = (q[:, :, None] @ keys.mT)[:, :, 0] * scale
+    seen = torch.arange(scores.shape[2]) < lengths[:, None, None]
+    return (scores.where(seen, -torch.inf).softmax(-1) @ values)[..., :rank]
+
+
+def unscaled(**tensors):
+    return token_decode(**tensors | dict(scale=1.0))
+
+
+def sees_all(*, lengths, **tensors):
+    return token_decode(lengths=torch.full_like(lengths, 1000), **tensors)
+
+
+def gapless(*, joint, **tensors):
+    return token_decode(joint=torch.as_strided(joint, joint.shape, torch.empty(joint.shape).stride()), **tensors)
+
+
+def overflowing(*, q, joint, rank, scale, **_):
+    exps = (q @ joint.mT * scale).exp()
+    return exps @ joint[..., :rank] / exps.sum(-1, keepdim=True)
+
+
+def first_piece(*, cut, lengths, **tensors):
+    return token_decode(lengths=lengths.clamp(max=cut[0]), **tensors)
+
+
+def by_one_softmax(scores, values, block):
+    return scores.softmax(1) @ values
+
+
+def last_tile_wins(scores, values, block):
+    first = (len(values) - 1) // block * block
+    return by_one_softmax(scores[:, first:], values[first:], block)
+
+
+def weighed(means, logs):
+    return (logs.softmax(1)[..., None] * means).sum(1)
+
+
 # ---- each check on the library's own, and on what is wrong: (check, a call of it[, what it says])
 
 
@@ -479,6 +526,17 @@ def right():
         grouped.same_bits_again,
     ):
         yield of(of_experts, by_blocks)
+    for kind in ("joint", "latent"):
+        for of_decode in (
+            decode.equals_one_softmax,
+            decode.rows_end_where_they_end,
+            decode.takes_views,
+            decode.large_scores,
+            decode.any_cut,
+        ):
+            yield of(of_decode, token_decode, kind)
+    yield of(decode.online_softmax, by_one_softmax)
+    yield of(decode.merges_pieces, weighed)
     yield of(compare.equals_oracle, mha(), plain, WIDTH)
     yield of(compare.equals_oracle, language_model().double(), language_model().double(), WIDTH, VOCAB)
     yield of(tokens.nothing_is_lost, Bytes(), ["once", "upon"])
@@ -611,6 +669,16 @@ def wrong():
     yield of(grouped.nobodys_expert_gets_zeros, unwritten, said=r"one token: expert 1 has no token.*of w_in: nan")
     yield of(grouped.experts_in_another_order, louder_last, said=r"one token: output with experts in order \[2, 0, 1\]")
     yield of(grouped.same_bits_again, another_sum, said=r"one token: output, the second time")
+    for kind, cache in (("joint", r"joint \(1, 3, 7\)"), ("latent", r"k_latent \(1, 3, 3\), v_latent \(1, 3, 3\)")):
+        yield of(decode.equals_one_softmax, unscaled, kind, said=rf"{cache}, lengths \[3\]: ")
+    yield of(decode.rows_end_where_they_end, sees_all, "joint", said=r"lengths \[3, 1\], NaN behind them: nan at \[1, ")
+    yield of(
+        decode.takes_views, gapless, "joint", said=r"joint \(2, 3, 4\), lengths \[3, 3\], views of longer storages"
+    )
+    yield of(decode.large_scores, overflowing, "joint", said=r"joint \(2, 70, 11\), .*, large scores: nan")
+    yield of(decode.any_cut, first_piece, "joint", said=r"joint \(3, 70, 34\), .*, piece 16, block 16")
+    yield of(decode.online_softmax, last_tile_wins, said=r"scores \(1, 2\), random, the first 0 .* block 1")
+    yield of(decode.merges_pieces, lambda means, logs: means.mean(1), said=r"means \(1, 2, 1, 1\), all but the last")
     yield of(
         rope.order_and_distance,
         TurnedLatent(latent_dim=6, rope=turning(), **HOW),

@@ -49,6 +49,14 @@ def test_a_file_is_a_module_beside_its_folder(mine, tmp_path):
         ("raise ValueError(400 * 'a')\n", f"mine.py, line 1: ValueError: {300 * 'a'} ..."),
         ("import torch\ntorch.ones(2) @ torch.ones(3)\n", "mine.py, line 2: RuntimeError: "),
         ("import nowhere\n", "mine.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "raise ModuleNotFoundError(\"No module named 'triton'\")\n",
+            "'triton' (Triton is for Linux; loops over tiles",
+        ),
+        (
+            "raise RuntimeError('0 active drivers ([]). One.')\n",
+            "One. (without a GPU, os.environ['TRITON_INTERPRET'] =",
+        ),
         ("class A:\n    return\n", "mine.py, line 2: 'return' outside function"),
         ("x = '\x00'\n", "null bytes"),
         (b"x = '\xff'\n", "codec can't decode byte 0xff"),

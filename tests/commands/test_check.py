@@ -41,6 +41,15 @@ def test_a_right_file_holds_line_by_line(check, tmp_path):
     assert not (tmp_path / "__pycache__").exists()
 
 
+def test_kernels_are_given_float32_and_it_is_said(check):
+    broken = FILES[12].replace(
+        "def merge(means, logs):", "def merge(means, logs):\n    assert logs.dtype == torch.float32"
+    )
+    code, out, _ = check(broken, 12)
+    assert code == 0 and out.splitlines()[0].endswith("is run, in float32, beside moemla's own")
+    assert out.splitlines()[-1] == "12 hold, 0 fail, 0 left out"
+
+
 def test_bytes_and_messages_are_told(check):
     code, out, _ = check(FILES[2], 2)
     assert code == 0 and "bytes held by the cache: 8,192 bytes\n" in out
