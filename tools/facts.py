@@ -145,24 +145,56 @@ def machines() -> str:
     """What the files of `results/` were measured on, and the largest model trained."""
     found = measured_here()
     gpus = sorted({gpu for r in found for gpu in r.provenance["machine"]["gpus"] or ()})
-    cores = max(r.provenance["machine"]["cores"] for r in found)
+    cores = max(r.provenance["machine"]["cores"] for r in found if not r.provenance["machine"]["gpus"])
     trained = [r.measures["parameters"] for r in found if "parameters" in r.measures]
     minutes = [r.measures["seconds"] / 60 for r in found if "seconds" in r.measures]
-    on = f"on {cores} CPU cores, " + (f"or on {', '.join(gpus)}" if gpus else "without a GPU")
+    on = f"on up to {cores} CPU cores, " + (f"benches also on an {', '.join(gpus)}" if gpus else "without a GPU")
     return (
         f"The {len(found)} results shown were measured {on}: models of up to {max(trained) / 1e6:.1f} million "
         f"parameters, trained for up to {max(minutes):.0f} minutes."
     )
 
 
+KERNELS = {  # of a bench of kernels: what stands in the table
+    "rope forward+backward n=65536": ("RoPE, forward and backward", "plain"),
+    "router forward+backward n=65536": ("router, forward and backward", "plain"),
+    "experts forward n=65536": ("routed experts, forward", "masked"),
+    "experts forward+backward n=65536": ("routed experts, forward and backward", "masked"),
+    "latent decode length=8192": ("decode, the paper's latents", "plain"),
+    "joint decode length=8192": ("decode, joint latent", "plain"),
+}
+
+
 def gpu() -> str:
-    """Whether a GPU has run the kernels."""
-    gpus = sorted({gpu for r in measured_here("bench") for gpu in r.provenance["machine"]["gpus"] or ()})
-    if gpus:
-        return f"What was measured of them on {', '.join(gpus)} is in `results/`. They are off until asked for."
-    return (
-        "**No result here was measured on a GPU**, so nothing is said of their speed, and they are off until asked for."
-    )
+    """What a GPU says of the kernels: each beside the plain function and its limit."""
+    wanted = {"tags.what": "kernels", "tags.size": "M", "tags.dtype": "bf16", "tags.matched": "parameters"}
+    found = [r for r in measured_here("bench") if r.settings["scale"] == "cuda" and r.holds(wanted)]
+    if not found:
+        return (
+            "**No result here was measured on a GPU**, so nothing is said of their speed, and they are off until asked "
+            "for."
+        )
+    (result,) = found
+    times = {(row["case"], row["program"]): row for row in result.measures["rows"]}
+    out = [
+        f"Measured on an {', '.join(result.provenance['machine']['gpus'])}, bfloat16, widths of size M, replayed as "
+        "CUDA graphs (`moemla bench kernels`),",
+        "65,536 tokens; decode for 16 rows behind 8,192 tokens each. The limit is that of bytes or products:",
+        "",
+        "| ms | plain | kernel | limit |",
+        "|---|---:|---:|---:|",
+    ]
+    for case, (said, plain) in KERNELS.items():
+        row = times[case, "kernel"]
+        numbers = (times[case, plain]["seconds"], row["seconds"], row["limit"])
+        out.append(f"| {said} | {' | '.join(f'{1e3 * number:.3f}' for number in numbers)} |")
+    out += [
+        "",
+        "(Plain experts are `masked`, the fastest of the others here.) They are off until asked for: a single step of "
+        "decode from Python",
+        "waits for the starts of operations, and there a layer with kernels is no faster.",
+    ]
+    return "\n".join(out)
 
 
 def speedrun() -> str:

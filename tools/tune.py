@@ -33,11 +33,11 @@ CHOICES = {  # case: (function of tiling, choices)
     "router: route": ("route", product_of(BLOCK_N=(4, 8, 16, 32), num_warps=(1, 2, 4))),
     "latent decode: latent_decode": (
         "latent_decode",
-        product_of(BLOCK_S=(64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), programs=(132, 264, 528)),
+        product_of(BLOCK_S=(64, 128), num_warps=(4, 8), num_stages=(1, 2, 3), programs=(66, 132, 264)),
     ),
     "joint decode: joint_decode": (
         "joint_decode",
-        product_of(BLOCK_S=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), programs=(264, 528)),
+        product_of(BLOCK_S=(32, 64, 128), num_warps=(4, 8), num_stages=(2, 3), programs=(132, 264)),
     ),
     "forward narrow: narrow": ("narrow", product_of(BLOCK_D=(32, 64, 128), rows=(64, 128), **WIDE)),
     "forward narrow: sum_slots": ("sum_slots", product_of(BLOCK_N=(2, 4, 8), BLOCK_D=(256, 512), num_warps=(4, 8))),
@@ -97,17 +97,17 @@ def changed(name: str, choice: dict) -> Iterator[None]:
     kept = {key: getattr(tiling, key) for key in (name, "rows", "PROGRAMS")}
     tile = {key: value for key, value in choice.items() if key not in ("rows", "wider", "programs")}
 
-    def chosen(tensor, *sizes):
-        made = kept[name](tensor, *sizes) | tile
+    def chosen(*arguments):
+        made = kept[name](*arguments) | tile
         if "wider" in choice:  # the side of the model's width, whichever it is
-            side = "BLOCK_A" if sizes[0] > sizes[1] else "BLOCK_B"
-            made |= {side: choice["wider"]}
+            _, n_a, n_b = arguments
+            made["BLOCK_A" if n_a > n_b else "BLOCK_B"] = choice["wider"]
         return made
 
     try:
         setattr(tiling, name, chosen)
         if "rows" in choice:
-            tiling.rows = lambda n_slots, n_experts: choice["rows"]
+            tiling.rows = lambda *arguments: choice["rows"]
         tiling.PROGRAMS = choice.get("programs", tiling.PROGRAMS)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Tile sizes of the expert and decode kernels with their warps and stages: what was fastest on a GPU, in one place.
+"""Tile sizes of the kernels with their warps and stages: what was fastest on a GPU (an H200), in one place.
 
 A tile is as large as the widths it covers, up to what is named here, and what its stages hold must fit into the shared
 memory of a program. `python -m tools.tune` tries others. Built in chapter 11.
@@ -11,7 +11,7 @@ from torch import Tensor
 ROOM = 101_376  # bytes of shared memory that a program can have on every GPU from compute capability 8.0 on
 LARGE = 163_840  # and on an A100, about; an H100 has 232,448
 ON_CHIP = 64  # hidden width up to which one kernel does the experts' forward pass
-PROGRAMS = 264  # of a decode kernel, at least, where the cache is long enough: two on each multiprocessor of an H100
+PROGRAMS = 132  # multiprocessors of an H100: as many programs of a decode, or twice as many where tiles are small
 
 Meta = dict[str, int]
 
@@ -39,6 +39,8 @@ def rows(n_slots: int, n_experts: int, width: int) -> int:
 def product(tensor: Tensor, block_m: int, n_in: int, n_out: int) -> Meta:
     """Rows of an expert times its matrix (I, O)."""
     if tensor.element_size() == 2 and n_out > 128 and block_m == 128:
+        if room(tensor) >= LARGE:
+            return dict(BLOCK_I=block(n_in, 64), BLOCK_O=256, num_warps=8, num_stages=3)
         return dict(BLOCK_I=block(n_in, 32), BLOCK_O=256, num_warps=8, num_stages=4)
     return dict(BLOCK_I=block(n_in, 32), BLOCK_O=block(n_out, 128), num_warps=4, num_stages=3)
 
@@ -56,7 +58,7 @@ def narrow(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
 def hidden_backward(tensor: Tensor, block_m: int, width: int, d_model: int) -> Meta:
     """Gradients of the hidden layer and of the gates; BLOCK_F also says in how many parts a gate's gradient comes."""
     if tensor.element_size() == 2 and width > ON_CHIP and block_m == 128:
-        return dict(BLOCK_F=block(width, 128), BLOCK_D=block(d_model, 64), num_warps=8, num_stages=3)
+        return dict(BLOCK_F=64, BLOCK_D=block(d_model, 64), num_warps=8, num_stages=4)
     deep = 64 if tensor.element_size() == 2 else 32
     return dict(BLOCK_F=block(width, 64), BLOCK_D=block(d_model, deep), num_warps=4, num_stages=3)
 
@@ -89,8 +91,9 @@ def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
     row = all_r * tensor.element_size()
     if row > (1024 if large and tensor.element_size() == 2 else 512):
         return dict(BLOCK_S=32, BLOCK_R=min(64, all_r), HELD=False, num_warps=4, num_stages=1)
-    slots = 128 if large and row <= 512 else 64
-    return dict(BLOCK_S=slots, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=2 if row <= 512 else 1)
+    if large and row <= 512:
+        return dict(BLOCK_S=128, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=3)
+    return dict(BLOCK_S=64, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=2 if row <= 512 else 1)
 
 
 def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta:
@@ -105,6 +108,7 @@ def pieces(batch: int, n_slots: int, block_s: int) -> tuple[int, int]:
 
     A piece has at least 128 slots and is a multiple of a tile.
     """
-    wanted = max(1, min(triton.cdiv(PROGRAMS, batch), triton.cdiv(n_slots, 128)))
+    programs = PROGRAMS if block_s >= 128 else 2 * PROGRAMS
+    wanted = max(1, min(triton.cdiv(programs, batch), triton.cdiv(n_slots, 128)))
     piece = triton.cdiv(triton.cdiv(n_slots, wanted), block_s) * block_s
     return piece, triton.cdiv(n_slots, piece)

@@ -28,6 +28,7 @@ WRONG = {
             "row[:, None] * x_row + pair[None, :] * x_k",
         ),
         ("the direction is ignored", "load(sin, at, kept) * way", "load(sin, at, kept)"),
+        ("the sine is negated whatever the direction", "load(sin, at, kept) * way", "-load(sin, at, kept)"),
         ("the direction turns the cosine too", "load(cos, at, kept),", "load(cos, at, kept) * way,"),
         ("positions begin anew in each tile", "(row % steps)", "(torch.arange(block) % steps)"),
         ("steps rows in a row share a position", "(row % steps)", "(row // steps)"),
@@ -65,6 +66,7 @@ WRONG = {
         ("rows are taken to be as wide as the tile", "row[:, None] * e + lane", "row[:, None] * lanes(e) + lane"),
     ],
     "back_tile": [
+        ("a small number is added to the sum, and is larger than it", ".clamp(min=1e-30)", " + 1e-9"),
         ("lanes without a winner add their half to the sum", ".sigmoid() * kept", ".sigmoid()"),
         ("a score does not lower the other gates", "(slope - even)", "slope"),
         ("the slopes' mean without its sum below", "keepdim=True) / total", "keepdim=True)"),
@@ -113,6 +115,8 @@ WRONG = {
         ("the sign of one sine", "b * c + a * s", "b * c - a * s"),
     ],
     "turn_neighbours": [
+        ("the direction is ignored", "load(sin, at, kept) * way", "load(sin, at, kept)"),
+        ("each row has a position of its own", "(row % steps)", "row.clamp(max=steps - 1)"),
         ("rows beyond the last are written", PAIRED, PAIRED.replace("kept", EVERY_ROW)),
         ("a row writes into the next: its lanes are not masked", PAIRED, PAIRED.replace("kept", EVERY_PAIR)),
         ("pairs of the other layout are read", "2 * pair[None, :] * x_k", "pair[None, :] * x_k"),
@@ -140,6 +144,12 @@ WRONG = {
         ("the sign of one sine", "b * c + a * s", "b * c - a * s"),
     ],
     "softmax_tile": [
+        ("the largest of the tile", "z.max(1, keepdim=True).values", "z.max()"),
+        (
+            "all rows from its first on are cleared, so that the last program has to come last",
+            "    store(out, at,",
+            "    out[pid * block * e : n * e] = 0\n    store(out, at,",
+        ),
         ("padding is filled with 0", "load(logits, at, kept, -torch.inf)", "load(logits, at, kept)"),
         (
             "padding is left out of the sum and yet is the largest",
