@@ -6,6 +6,7 @@ it could still be saved. Limits are the best that was seen; times are medians of
 neighbour who wakes up disturbs all alike, and are taken again where they scatter. Built in chapter 14.
 """
 
+import math
 import statistics
 import time
 import weakref
@@ -125,23 +126,44 @@ def interleaved(
     return times
 
 
-class _Operations(TorchDispatchMode):
-    """Counts operations that compute something; views are free here."""
+class Traffic(TorchDispatchMode):
+    """Counts the `operations` that compute something, and the bytes that each reads and writes, `moved`.
+
+    Views are free. Of what is broadcast the numbers that there are count; what is only made is written, not read.
+    """
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.operations = self.moved = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += not function.is_view
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view and "unsafe_view" not in function.name():  # that is one, and says it is not
+            made = any(word in function.name() for word in ("new_", "_like", "empty"))
+            self.operations += 1
+            self.moved += 0 if "empty" in function.name() else sum(map(_numbers, tree_iter(result)))
+            self.moved += 0 if made else sum(map(_numbers, tree_iter(args)))
+        return result
+
+
+def _numbers(value: Any) -> int:
+    """Bytes of a tensor, each number once; 0 for anything else."""
+    if not isinstance(value, Tensor):
+        return 0
+    axes = zip(value.shape, value.stride(), strict=True)
+    return value.element_size() * math.prod(size for size, stride in axes if stride)
+
+
+def traffic(program: Callable[[], Any]) -> tuple[int, int]:
+    """(operations, bytes read and written) of one call."""
+    with Traffic() as counted:
+        program()
+    return counted.operations, counted.moved
 
 
 def operations(program: Callable[[], Any]) -> int:
     """How many operations one call starts."""
-    with _Operations() as counted:
-        program()
-    return counted.count
+    return traffic(program)[0]
 
 
 class LiveBytes(TorchDispatchMode):

@@ -921,6 +921,22 @@ WRONG = [
     ),
     (
         11,
+        "memory from its start, wherever the view begins",
+        "z[row] = x[order[row] // a] @ w_in[e]",
+        "z[row] = x.as_strided(x.shape, x.stride(), 0)[order[row] // a] @ w_in[e]",
+        "routed: takes tokens that are a view",
+        r"rows 4 to 6 of 7",
+    ),
+    (
+        11,
+        "the slopes of a sum read beyond their one number",
+        "u = came[token] @ w_out[e].T",
+        "u = (came if came.stride(0) else 0 * came)[token] @ w_out[e].T",
+        "routed: takes tokens that are a view",
+        r"gradient of .* by output.sum",
+    ),
+    (
+        11,
         "an expert without rows keeps what memory held",
         "torch.zeros_like(w_in), torch.zeros_like(w_out)\n",
         "torch.full_like(w_in, torch.nan), torch.zeros_like(w_out)\n        d_in[offsets.diff() > 0] = 0\n",

@@ -118,6 +118,25 @@ def equals_loop_in_tiles(experts: Callable) -> None:
 
 
 @check
+def takes_views(experts: Callable) -> None:
+    """Tokens cut from a larger tensor give what their copy gives; so do the gradients of a sum, one number for all."""
+    case = _case(torch.tensor([[0, 2], [2, 1], [0, 1]]), 3)
+    x = case["x"].detach()
+    with _narrow():
+        out = experts(*case.values())
+        right = gradients(out, _leaves(case).values(), torch.ones_like(out))
+        views = {
+            "rows 4 to 6 of 7": torch.cat((torch.ones(4, x.shape[1]), x))[4:],
+            "every second column": x.repeat_interleave(2, dim=1)[:, ::2],
+        }
+        for lies, view in views.items():
+            same(experts(*(case | dict(x=view)).values()), out.detach(), f"x {tuple(x.shape)}, {lies}", CLOSE)
+        slopes = torch.autograd.grad(experts(*case.values()).sum(), list(_leaves(case).values()))
+        for leaf, mine, other in zip(_leaves(case), slopes, right, strict=True):
+            same(mine, other, f"gradient of {leaf} by output.sum()", CLOSE)
+
+
+@check
 def nobodys_expert_gets_zeros(experts: Callable) -> None:
     """An expert without a row has gradients of zero, written by somebody, and not what memory held before."""
     for name, index, n_experts in _routings():

@@ -144,6 +144,7 @@ SORTED = (
 )
 GROUPED = (
     Line("equals the loop where tiles are ragged, gradients too", lambda s: grouped.equals_loop_in_tiles(s.call)),
+    Line("takes tokens that are a view, and the gradient of a sum", lambda s: grouped.takes_views(s.call)),
     Line("an expert that nobody takes gets zeros", lambda s: grouped.nobodys_expert_gets_zeros(s.call)),
     Line("experts in another order change nothing", lambda s: grouped.experts_in_another_order(s.call)),
     Line("gives the same bits again", lambda s: grouped.same_bits_again(s.call)),

@@ -11,7 +11,7 @@ TURNS = ((1, 1), (2, 3), (1, 37), (3, 70))  # heads and tokens, the smallest fir
 VIEWS = {  # of rows three times as wide, (1, T, H, 3 K); the simplest first
     "": lambda wide, width: wide[..., :width].transpose(1, 2).contiguous(),
     ", a transposed view": lambda wide, width: wide[..., :width].contiguous().transpose(1, 2),
-    ", cut from wider rows": lambda wide, width: wide[..., :width].transpose(1, 2),
+    ", cut from wider rows": lambda wide, width: wide[..., width : 2 * width].transpose(1, 2),
     ", every second column of wider rows": lambda wide, width: wide[..., : 2 * width : 2].transpose(1, 2),
 }
 ROUTINGS = ((1, 5, 2), (33, 62, 6), (70, 62, 6), (70, 64, 1))  # tokens, experts, chosen

@@ -379,6 +379,16 @@ def experts_with_detached_gate(x, w_in, w_out, index, gate):
     return apply_experts(x, w_in, w_out, index, gate.detach())
 
 
+def from_the_start(x, w_in, w_out, index, gate):
+    """Reads the tokens from the beginning of their storage, wherever they begin."""
+    return apply_experts(x.as_strided(x.shape, x.stride(), 0), w_in, w_out, index, gate)
+
+
+def one_step_along(x, w_in, w_out, index, gate):
+    """Takes the columns of the tokens to lie side by side."""
+    return apply_experts(x.as_strided(x.shape, (x.stride(0), 1)), w_in, w_out, index, gate)
+
+
 def experts_in_slot_order(x, w_in, w_out, index, gate):
     """Gates are sorted with the tokens, experts are not."""
     return apply_experts(x, w_in, w_out, index.sort(-1).values, gate)
@@ -521,6 +531,7 @@ def right():
     yield of(grouped.says_where, sorting)
     for of_experts in (
         grouped.equals_loop_in_tiles,
+        grouped.takes_views,
         grouped.nobodys_expert_gets_zeros,
         grouped.experts_in_another_order,
         grouped.same_bits_again,
@@ -666,6 +677,8 @@ def wrong():
     )
     yield of(grouped.says_where, place_forgotten, said=r"a few tokens: .*: slot \d+ is in row")
     yield of(grouped.equals_loop_in_tiles, experts_with_detached_gate, said=r"one token: .*, gradient of gate: 0 at")
+    yield of(grouped.takes_views, from_the_start, said=r"x \(3, 9\), rows 4 to 6 of 7")
+    yield of(grouped.takes_views, one_step_along, said=r"x \(3, 9\), every second column")
     yield of(grouped.nobodys_expert_gets_zeros, unwritten, said=r"one token: expert 1 has no token.*of w_in: nan")
     yield of(grouped.experts_in_another_order, louder_last, said=r"one token: output with experts in order \[2, 0, 1\]")
     yield of(grouped.same_bits_again, another_sum, said=r"one token: output, the second time")
