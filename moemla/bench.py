@@ -222,7 +222,8 @@ def bench_train(
         ours, theirs = model(tokens, targets).item(), losses["transformers"]().item()
         if abs(ours - theirs) > 1e-3:
             raise ArithmeticError(f"the peer computes something else: its loss is {theirs}, ours {ours}")
-    programs = {name: _step(loss, models[name], device, dtype) for name, loss in losses.items()}
+    optimizers = {id(one): torch.optim.AdamW(one.parameters(), lr=1e-5, fused=True) for one in models.values()}
+    programs = {name: _step(loss, optimizers[id(models[name])], device, dtype) for name, loss in losses.items()}
     flops = tokens.numel() * complexity.training_flops_per_token(config, seq_len)
     moved = 10 * 4 * complexity.parameters(config).total  # read twice, a gradient written; AdamW reads 4, writes 3
     return measure(f"train {batch_size}x{seq_len}", programs, Work(flops, moved), tokens.numel(), machine, seconds)
@@ -287,8 +288,7 @@ def _use(model: LanguageModel, backend: str, graph: Callable | None = None) -> C
     return model if graph is None else graph  # a compiled module asks its inside for a length
 
 
-def _step(loss: Callable[[], Tensor], model: nn.Module, device, dtype) -> Callable:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+def _step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, device, dtype) -> Callable:
     kind = torch.device(device).type
     context = nullcontext if dtype == torch.float32 else lambda: torch.autocast(kind, dtype)
 

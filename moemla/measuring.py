@@ -223,7 +223,7 @@ def measure(
     """Times programs against each other and each against its limit.
 
     `work` is the same for all, or given by name; `tokens` is what one call handles. `replayed`: what is timed in the
-    programs' place, by name; a replay of a graph is one operation, and its peak is that of the program.
+    programs' place, by name; a replay of a graph starts no operations, and its peak is that of the program.
     """
     replayed = programs if replayed is None else replayed
     attempts = []
@@ -237,7 +237,7 @@ def measure(
     rows = []
     for name, times in timed.items():
         need = work[name] if isinstance(work, dict) else work
-        started = operations(programs[name]) if replayed[name] is programs[name] else 1
+        started = operations(programs[name]) if replayed[name] is programs[name] else 0
         limit, binds = machine.bind(need.flops, need.moved, started)
         peak = _peak(programs[name], machine.device)
         rows.append(Row(case, name, tokens, statistics.median(times), spreads[name], len(times), limit, binds, peak))

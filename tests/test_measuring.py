@@ -17,6 +17,7 @@ from moemla.measuring import (
     matmul_rate,
     measure,
     operations,
+    traffic,
 )
 
 
@@ -50,6 +51,15 @@ def test_operations_are_counted_and_views_are_not():
     assert operations(lambda: x + 1) == 1
     assert operations(lambda: x.view(24).T.unsqueeze(0)[0]) == 0
     assert operations(lambda: ((x + 1).view(6, 4) * 2).sum()) == 3
+
+
+def test_traffic_counts_each_number_once_and_views_move_nothing():
+    x, y = torch.ones(2, 3, 4), torch.ones(4, 5)
+    assert traffic(lambda: x @ y) == (1, 4 * (24 + 20 + 30))  # the product is that of a matrix; what follows is a view
+    one = torch.ones(()).expand(10)
+    assert traffic(lambda: one + torch.arange(10.0)) == (2, 4 * 10 + 4 * (1 + 10 + 10))
+    assert traffic(lambda: torch.empty(10)) == (1, 0)
+    assert traffic(lambda: x.new_zeros(10)) == (1, 40)
 
 
 def test_bytes_count_while_somebody_holds_them():
@@ -139,11 +149,11 @@ def test_measuring_the_machine_leaves_the_random_numbers_alone():
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_a_replay_is_timed_in_the_programs_place_as_one_operation():
+def test_a_replay_is_timed_in_the_programs_place_and_starts_nothing():
     x, machine = torch.ones(4), Limits("cpu", "float32", products=1e12, operation=1.0)
     calls = []
     programs = {name: lambda name=name: calls.append(name) or (x + 1) * 2 for name in ("as it is", "replayed")}
     replay = dict(programs, replayed=lambda: time.sleep(0.004))
     plain, other = measure("case", programs, Work(0, 1), 1, machine, 0.0, replay)
-    assert (plain.limit, other.limit) == (2.0, 1.0)
+    assert plain.limit == 2.0 and other.limit < 1e-6 and other.binds == "bytes"
     assert calls.count("replayed") == 0 and other.seconds >= 0.004
