@@ -12,8 +12,15 @@ import pytest
 from moemla import kernels
 
 ROOT = Path(__file__).parent.parent.parent
-# Bytes of shared memory for a program: 99 KiB on GPUs of 8.6, 8.9 and 12.0, which count as 8.0 here; 227 on 9.0.
-SHARED = {80: 101_376, 90: 232_448}
+# Compute capability, type, bytes of shared memory for a program: 99 KiB on GPUs of 8.6, 8.9 and 12.0, which count as
+# 8.0 here; 163 on an A100; 227 on 9.0.
+GPUS = [
+    (80, "bfloat16", 101_376),
+    (80, "float32", 101_376),
+    (80, "bfloat16", 166_912),
+    (90, "float16", 232_448),
+    (90, "bfloat16", 232_448),
+]
 KERNELS = re.findall(
     r"@triton\.jit.*\ndef (_\w+)\(", "".join(p.read_text() for p in sorted((ROOT / "moemla/kernels").glob("*.py")))
 )
@@ -32,17 +39,17 @@ def old_triton() -> bool:
 
 
 @pytest.mark.skipif(old_triton(), reason="needs triton 3.6 or later")
-@pytest.mark.parametrize("capability, dtype", [(80, "bfloat16"), (80, "float32"), (90, "float16"), (90, "bfloat16")])
-def test_to_machine_code(capability, dtype, tmp_path):
+@pytest.mark.parametrize("capability, dtype, room", GPUS)
+def test_to_machine_code(capability, dtype, room, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= dict(PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(tmp_path))
-    command = [sys.executable, "-m", "tests.kernels.compile_only", str(capability), dtype]
+    command = [sys.executable, "-m", "tests.kernels.compile_only", str(capability), dtype, str(room)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     made = json.loads(done.stdout)
     assert {name for name, *_ in made} == set(KERNELS) - CALLED
     for name, size, shared, *_ in made:
-        assert size > 1000 and shared <= SHARED[capability], (name, size, shared)
+        assert size > 1000 and shared <= room, (name, size, shared)
     # A new length is no reason to compile again: each kernel as often as it has kinds here, not lengths.
     times = {name: count for name, _, _, count, _ in made}
     assert times["_rope"] == 2 and times["_joint_decode"] == times["_latent_decode"] == 1
