@@ -54,7 +54,7 @@ def bench_kernels(
 
     Widths are those of `config`. RoPE, router and experts see N tokens at once, for each of `tokens`, forward, and from
     16 on forward and backward; a decode has one query for each of `batch_size` rows behind a cache of each length. The
-    limit counts every input and output once, and the products. A replayed graph starts no operations. Where kernels cannot
+    limit counts every input and output once, and the products; a replayed graph starts nothing. Where kernels cannot
     run their rows are left out; a plain decode is, where it would take more than 2 GB. ArithmeticError where a program
     computes something else than the plain one.
     """

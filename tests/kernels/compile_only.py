@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-NARROW = re.compile(r"ld\.global[\w.:]*\.[bu]16\b")
+NARROW = re.compile(r"ld\.global[\w.:]*\.(?:b|u)16\b")
 
 
 class Absent:
