@@ -23,7 +23,7 @@ from moemla.config import ModelConfig, require
 from moemla.devices import default_device, usable_device
 from moemla.experts import BACKENDS, Experts, experts
 from moemla.feedforward import FeedForward, width_in
-from moemla.kernel_bench import affordable, bench_kernels
+from moemla.kernel_bench import affordable, bench_kernels, with_kernels
 from moemla.latent_attention import DecoupledLatentAttention, MultiHeadLatentAttention
 from moemla.measuring import Row, Work, limits, measure
 from moemla.model import LanguageModel
@@ -42,17 +42,6 @@ def _forward(program: Callable[[], Tensor]) -> Callable:
 
 def _backward(program: Callable[[], Tensor]) -> Callable:
     return lambda: program().sum().backward()
-
-
-def _with_kernels(program: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def run():
-        before = kernels.enable()
-        try:
-            return program()
-        finally:
-            kernels.enable(before)
-
-    return run
 
 
 def _compiled(tensor: Tensor) -> bool:
@@ -98,7 +87,7 @@ def bench_moe(
         }
         whole = {"ours": lambda x=x: layer(x)}
         if _compiled(x):
-            whole["ours kernels"] = _with_kernels(whole["ours"])
+            whole["ours kernels"] = with_kernels(whole["ours"])
         if liger := _liger(w_in, w_out, c.activation):
             routed["liger"] = lambda x=x, i=index, g=gate: liger(x[0], i, g)
         if peer:
@@ -181,7 +170,7 @@ def bench_attention(
             moved = weights * x.element_size() + batch_size * length * held.bytes_per_token()
             programs[name], work[name] = _forward(program), Work(2 * batch_size * (weights + length * macs), moved)
             if name in ("mla latent", "decoupled") and _compiled(x):
-                programs[f"{name}, kernel"], work[f"{name}, kernel"] = _forward(_with_kernels(program)), work[name]
+                programs[f"{name}, kernel"], work[f"{name}, kernel"] = _forward(with_kernels(program)), work[name]
         rows += measure(f"decode length={length} batch={batch_size}", programs, work, batch_size, machine, seconds)
     return rows
 

@@ -18,8 +18,9 @@ from moemla import kernels
 from moemla.attention import attend_shared, split_heads
 from moemla.config import ModelConfig
 from moemla.experts import Experts, experts
-from moemla.feedforward import width_in
+from moemla.feedforward import FeedForward, width_in
 from moemla.measuring import Limits, LiveBytes, Row, Work, limits, measure
+from moemla.moe import MixtureOfExperts
 from moemla.rope import RotaryEmbedding
 from moemla.routing import route
 
@@ -50,20 +51,20 @@ def bench_kernels(
     dtype: torch.dtype = torch.float32,
     seconds: float = 0.5,
 ) -> list[Row]:
-    """RoPE, router, routed experts and both decodes: each kernel beside its plain function and its limit.
+    """RoPE, router, experts, the layer of them, and both decodes: each kernel beside its plain function and its limit.
 
-    Widths are those of `config`. RoPE, router and experts see N tokens at once, for each of `tokens`, forward, and from
-    16 on forward and backward; a decode has one query for each of `batch_size` rows behind a cache of each length. The
-    limit counts every input and output once, and the products; a replayed graph starts nothing. Where kernels cannot
-    run their rows are left out; a plain decode is, where it would take more than 2 GB. ArithmeticError where a program
-    computes something else than the plain one.
+    Widths are those of `config`. All but the decodes see N tokens at once, for each of `tokens`, forward, and from 16
+    on forward and backward; "dense" is the feed-forward (`d_ff`) that the layer stands in place of. A decode has one
+    query for each of `batch_size` rows behind a cache of each length. The limit counts every input and output once, and
+    the products; a replayed graph starts nothing. Where kernels cannot run their rows are left out; a plain decode is,
+    where it would take more than 2 GB. ArithmeticError where a program computes something else than the plain one.
     """
     machine, rows, factory = limits(device, dtype), [], dict(device=device, dtype=dtype)
     reason = kernels.why_not(torch.empty(0, **factory))
     if reason is not None:
         print(f"no kernel rows: {reason}", file=sys.stderr)
     for n in tokens:
-        parts = {"rope": _rope, "router": _router, "experts": _experts}
+        parts = {"rope": _rope, "router": _router, "experts": _experts, "layer": _layer, "dense": _dense}
         for name, build in parts.items():
             rows += _both_ways(name, build(config, n, machine, factory, reason is None), n, machine, seconds)
     for length in lengths:
@@ -173,17 +174,21 @@ def _gradients(program: Program, leaves: list[Tensor], upstream: Tensor) -> Prog
     return lambda: torch.autograd.grad(program()[0], leaves, upstream)
 
 
-def _plainly(program: Program) -> Program:
-    """With kernels off, whoever has enabled them."""
+def with_kernels(program: Callable[[], Any], on: bool = True) -> Callable[[], Any]:
+    """The program, run with kernels on, or off, whatever is set outside."""
 
     def run():
-        before = kernels.enable(False)
+        before = kernels.enable(on)
         try:
             return program()
         finally:
             kernels.enable(before)
 
     return run
+
+
+def _plainly(program: Program) -> Program:
+    return with_kernels(program, False)
 
 
 def _bytes(*tensors: Tensor | None) -> int:
@@ -251,6 +256,43 @@ def _experts(c: ModelConfig, n: int, machine: Limits, factory: dict, usable: boo
     flops = 2 * n * each * c.top_k * c.d_expert
     moved = (each * chosen * c.d_expert + 2 * n * c.d_model) * x.element_size()
     return _Part(programs, [x, w_in, w_out, gate], Work(flops, moved), Work(3 * flops, 3 * moved))
+
+
+def _layer(c: ModelConfig, n: int, machine: Limits, factory: dict, usable: bool) -> _Part:
+    """Router, routed and shared experts; the router reads its logits, all apart, from x: so all choose the same."""
+    gating = dict(scores=c.scores, bias_in_gate=c.bias_in_gate, renormalise=c.renormalise, routed_scale=c.routed_scale)
+    sizes = dict(d_model=c.d_model, n_experts=c.n_experts, top_k=c.top_k, d_expert=c.d_expert, n_shared=c.n_shared)
+    layer = MixtureOfExperts(**sizes, **gating, activation=c.activation, **factory)
+    with torch.no_grad():
+        torch.nn.init.eye_(layer.router.weight)
+        x = torch.randn(1, n, c.d_model, **factory)
+        x[..., : c.n_experts] = 8 * torch.rand(1, n, c.n_experts, device=x.device).argsort(-1) / c.n_experts - 4
+
+    def through(backend: str) -> Program:
+        def run():
+            layer.experts.backend = backend
+            return (layer(x),)
+
+        return run
+
+    names = [name for name in ("grouped", "masked") if affordable(name, n, layer.experts.w_in, c.top_k, machine)]
+    programs = {name: _plainly(through(name)) for name in names}
+    if usable:
+        programs["kernel"] = with_kernels(through("triton"))
+    routed = _experts(c, n, machine, factory, False).forward
+    weights = [layer.router.weight, *(layer.shared.parameters() if layer.shared else ())]  # every token passes them
+    flops = routed.flops + sum(2 * n * weight.numel() for weight in weights)
+    moved = routed.moved + _bytes(*weights)
+    return _Part(programs, [x.requires_grad_(), *layer.parameters()], Work(flops, moved), Work(3 * flops, 3 * moved))
+
+
+def _dense(c: ModelConfig, n: int, machine: Limits, factory: dict, usable: bool) -> _Part:
+    layer = FeedForward(d_model=c.d_model, d_ff=c.d_ff, activation=c.activation, bias=c.bias, **factory)
+    x = torch.randn(1, n, c.d_model, **factory, requires_grad=True)
+    flops = 2 * n * (layer.up.weight.numel() + layer.down.weight.numel())
+    moved = _bytes(x, x, *layer.parameters())
+    leaves = [x, *layer.parameters()]
+    return _Part({"plain": lambda: (layer(x),)}, leaves, Work(flops, moved), Work(3 * flops, 3 * moved))
 
 
 # ---- decode

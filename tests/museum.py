@@ -597,8 +597,8 @@ tests/test_kernel_bench.py::test_a_kernel_that_gives_something_else_is_not_timed
 
 bench-of-the-kernel-against-itself
 With kernels enabled the plain row is the kernel too.
--         before = kernels.enable(False)
-+         before = kernels.enable(kernels._enabled)
+-     return with_kernels(program, False)
++     return with_kernels(program, kernels._enabled)
 tests/test_kernel_bench.py::test_plain_is_plain_where_kernels_are_on
 
 moemla/generation.py

@@ -5,6 +5,7 @@ import torch
 
 from moemla import kernel_bench, kernels
 from moemla.config import ModelConfig
+from moemla.experts import BACKENDS
 from moemla.kernel_bench import affordable, bench_kernels, captured
 from moemla.measuring import Limits, Row, Work, operations
 
@@ -14,12 +15,18 @@ CASES = [
     "rope forward n=1",
     "router forward n=1",
     "experts forward n=1",
+    "layer forward n=1",
+    "dense forward n=1",
     "rope forward n=16",
     "rope forward+backward n=16",
     "router forward n=16",
     "router forward+backward n=16",
     "experts forward n=16",
     "experts forward+backward n=16",
+    "layer forward n=16",
+    "layer forward+backward n=16",
+    "dense forward n=16",
+    "dense forward+backward n=16",
     "latent decode length=5",
     "joint decode length=5",
 ]
@@ -78,9 +85,9 @@ def test_every_kernel_stands_beside_its_plain_function(changes, untimed):
     rows = measured(small(**changes), tokens=(1, 16))
     assert list(untimed) == CASES
     for case, (programs, work) in untimed.items():
-        plain = ["grouped", "masked"] if case.startswith("experts") else ["plain"]
-        assert list(programs) == [*plain, "kernel"], case
-        assert work.moved > 0 and (work.flops > 0) == case.startswith(("experts", "latent", "joint"))
+        plain = ["grouped", "masked"] if case.startswith(("experts", "layer")) else ["plain"]
+        assert list(programs) == plain + ["kernel"] * (not case.startswith("dense")), case
+        assert work.moved > 0 and (work.flops == 0) == case.startswith(("rope", "router"))
     assert len(rows) == sum(len(programs) for programs, _ in untimed.values())
 
 
@@ -105,6 +112,14 @@ def test_a_kernel_that_gives_something_else_is_not_timed(name, off, untimed, mon
 
     monkeypatch.setattr(WRONG[name], wrong)
     with pytest.raises(ArithmeticError, match=f"^{name}.*kernel computes something else"):
+        measured(tokens=(16,))
+
+
+@interpreted
+def test_a_layer_is_asked_too(untimed, monkeypatch):
+    right = BACKENDS["triton"]
+    monkeypatch.setitem(BACKENDS, "triton", lambda *arguments: 1.25 * right(*arguments))
+    with pytest.raises(ArithmeticError, match=r"^layer forward n=16: kernel"):
         measured(tokens=(16,))
 
 
@@ -147,7 +162,10 @@ def test_the_limit_reads_once_and_writes_once(untimed, monkeypatch):
     assert untimed["rope forward n=1024"][1] == Work(0, rope)
     assert untimed["rope forward+backward n=1024"][1] == Work(0, 2 * rope)
     assert untimed["router forward n=1024"][1] == Work(0, 1024 * (2 * 7 * 4 + 2 * (4 + 8)) + 7 * (4 + 8))
-    assert untimed["experts forward n=1024"][1].flops == 2 * 1024 * 2 * (2 * 16 * 8)
+    routed = 2 * 1024 * 2 * (2 * 16 * 8)
+    assert untimed["experts forward n=1024"][1].flops == routed
+    assert untimed["layer forward n=1024"][1].flops == routed + 2 * 1024 * (7 * 16 + 2 * 2 * 16 * 8)  # router, shared
+    assert untimed["dense forward n=1024"][1].flops == 2 * 1024 * (2 * 16 * 64)
     latent = untimed["latent decode length=100"][1]
     assert latent.moved == 4 * (2 * 2 * 100 * 4 + 100 * 8 + 2 * 8 * 4 + 2 * 2 * (8 + 4))
 
@@ -183,5 +201,6 @@ def test_a_gpu_replays_what_does_not_wait():
 def test_a_gpu_measures_every_kernel(dtype):
     config = small(d_model=64, d_head=32, latent_dim=32, n_experts=14, d_expert=32)
     rows = measured(config, tokens=(1, 1024), lengths=(600,), device="cuda", dtype=dtype)
-    assert {row.case for row in rows if row.program == "kernel"} == {row.case for row in rows}
+    dense = {row.case for row in rows if row.case.startswith("dense")}
+    assert {row.case for row in rows if row.program == "kernel"} == {row.case for row in rows} - dense
     assert all(row.limit > 0 and row.peak_bytes > 0 for row in rows)

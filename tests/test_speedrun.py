@@ -1,5 +1,7 @@
 """The speedrun keeps what it measures, says what does not count, and compares by the rule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,9 +42,34 @@ def test_a_run_is_kept_with_its_clock_and_the_processors(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("changes", [dict(in_time=False), dict(calm=False)])
 def test_what_was_late_or_disturbed_does_not_count(changes):
-    assert "| yes |" in table(kept("moe", [0.9, 0.91]))
-    assert "| no |" in table(kept("moe", [0.9, 0.91], **changes))
-    assert "| no |" in table(kept("moe", [0.9]))
+    five = [0.9, 0.91, 0.92, 0.9, 0.91]
+    assert "| yes |" in table(kept("moe", five))
+    assert "| no |" in table(kept("moe", five, **changes))
+    assert "| no |" in table(kept("moe", five[:4])) and "| no |" in table(kept("moe", five[:1]))
+
+
+def test_two_recipes_are_no_row():
+    runs = kept("moe", [0.9, 0.91])
+    runs[1].settings["train"]["lr"] = 0.02
+    with pytest.raises(results.ResultError, match=r"train\.lr=0\.007 and train\.lr=0\.02 are no runs of one kind"):
+        table(runs)
+
+
+def test_what_is_kept_is_not_run_again_and_another_recipe_is_refused_before_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "moe", SMALL)
+    texts = write_texts(tmp_path)
+    files = [f"--{name}={path}" for name, path in texts.items()]
+    arguments = [*files, "--folder", str(tmp_path / "results")]
+    main(arguments)
+    (first,) = results.load(tmp_path / "results", "speedrun")
+    monkeypatch.setattr(speedrun, "run", None)  # not called
+    capsys.readouterr()
+    main(arguments)
+    assert capsys.readouterr().out.startswith("seed 0 is kept in ")
+    monkeypatch.setitem(RECIPES, "moe", replace(SMALL, model=dict(d_expert=12)))
+    with pytest.raises(results.ResultError, match="d_expert"):
+        main(arguments)
+    assert results.load(tmp_path / "results", "speedrun") == [first]
 
 
 def test_arms_differ_by_welch():
