@@ -18,13 +18,10 @@ _BLOCK = re.compile(r"(<!-- ([a-z-]+), written by tools/pages\.py -->\n).*?(<!--
 def chapters(book: Path = BOOK) -> str:
     """How many chapters of the plan are there, and which."""
     chapters = plan(book)
-    written = [chapter.title for chapter in chapters if chapter.written]
-    if len(written) == len(chapters):
+    to_come = [chapter.title for chapter in chapters if not chapter.written]
+    if not to_come:
         return f"All {len(chapters)} chapters are written."
-    return (
-        f"{len(written)} of {len(chapters)} chapters are written: {', '.join(written)}.\n"
-        "What the others will build by hand is, as far as it exists, in the library only."
-    )
+    return f"{len(chapters) - len(to_come)} of {len(chapters)} chapters are written. To come: {'; '.join(to_come)}."
 
 
 @cache
@@ -137,7 +134,7 @@ def latent_cost() -> str:
         f"  95 %: `mla` - `mha` {apart('builtin', 'mla', 'mha')}, `mla-rope` - `mha-rope` "
         f"{apart('builtin', 'mla-rope', 'mha-rope')}. On real stories, {len(runs['files']['mla-rope'])} seeds, "
         f"{apart('files', 'mla-rope', 'mha-rope')}.\n"
-        "  Rates from runs that were too short, or a single seed, had said that it is free; chapter 5 shows both."
+        "  Chapter 5 shows how short sweeps and a single seed mislead here."
     )
 
 
@@ -150,8 +147,8 @@ def machines() -> str:
     minutes = [r.measures["seconds"] / 60 for r in found if "seconds" in r.measures]
     on = f"on up to {cores} CPU cores, " + (f"benches also on an {', '.join(gpus)}" if gpus else "without a GPU")
     return (
-        f"The {len(found)} results shown were measured {on}: models of up to {max(trained) / 1e6:.1f} million "
-        f"parameters, trained for up to {max(minutes):.0f} minutes."
+        f"The {len(found)} results shown were measured {on}: trained models have up to {max(trained) / 1e6:.1f} "
+        f"million parameters and {max(minutes):.0f} minutes behind them."
     )
 
 
@@ -179,7 +176,8 @@ def gpu() -> str:
     out = [
         f"Measured on an {', '.join(result.provenance['machine']['gpus'])}, bfloat16, widths of size M, replayed as "
         "CUDA graphs (`moemla bench kernels`),",
-        "65,536 tokens; decode for 16 rows behind 8,192 tokens each. The limit is that of bytes or products:",
+        "65,536 tokens; decode for 16 rows that hold 8,192 tokens each. Limit: the longer of bytes over bandwidth and",
+        "products over peak.",
         "",
         "| ms | plain | kernel | limit |",
         "|---|---:|---:|---:|",
@@ -190,9 +188,8 @@ def gpu() -> str:
         out.append(f"| {said} | {' | '.join(f'{1e3 * number:.3f}' for number in numbers)} |")
     out += [
         "",
-        "(Plain experts are `masked`, the fastest of the others here.) They are off until asked for: a single step of "
-        "decode from Python",
-        "waits for the starts of operations, and there a layer with kernels is no faster.",
+        "(Plain experts are `masked`, the fastest of the others here.) They are off until asked for: a decode step from",
+        "Python is bound by launches, and kernels make it no faster.",
     ]
     return "\n".join(out)
 

@@ -166,11 +166,11 @@ there by experiment and scale, with a table of all runs beside them. A cell is
 repeated by running it; this page is about the files. Each holds its settings, what was measured, and where it comes
 from: the command, the commit of this project, versions, processor, threads, date and seconds.
 
-The commands below made the files that lie there now, at the commits in the tables. They are typed in the project's
+The commands below made the files that chapters and pages show, at the commits in the tables. They are typed in the project's
 folder after `source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
 run again: to repeat it from the start and compare, name another folder with `--folder`. A loss comes out the same on
 the same processor with the same versions and threads; elsewhere expect other digits in the third decimal or so, and the
-same conclusions. Times are those of one machine.
+same conclusions. Times are those of the machine that is named.
 
 Where a command names `--train` and `--valid`, these are two text files of the TinyStories corpus with a line
 `<|endoftext|>` between stories. They are not part of this project. Without them the built-in stories are used, which
@@ -220,8 +220,15 @@ def _machine(machine: dict) -> str:
 
 
 def _command(run) -> str:
-    """What would make the file here and now: an experiment by its name of today, texts by theirs, wherever they lay."""
-    command = run.provenance["command"]
+    """What would make the file here and now: an experiment by its name of today, texts by theirs, wherever they lay.
+
+    Of the queue over all experiments, the part that made this one.
+    """
+    from moemla.experiments import QUEUE
+
+    command = run.provenance["command"].replace("experiment all ", f"experiment {run.experiment} ")
+    if run.experiment in QUEUE and run.settings["tags"].get("text", "builtin") == "builtin":
+        command = re.sub(r" --(?:train|valid)[ =]\S+", "", command)
     if run.experiment != "bench":  # which keeps nothing without a folder
         command = re.sub(r" --folder[ =]\S+", "", command)
     words = [word.rpartition("/")[2] for word in command.split()[1:]]
@@ -257,9 +264,9 @@ def progress_page() -> str:
     out = ["# What is measured and what is running", ""]
     out += [
         "An experiment is a set of runs that is fixed before the first of them. Chapters show it when all are",
-        "there; until then this page, which `make notebooks` writes, counts them.",
-        "Those with a link were [registered](registrations.md), with predictions, before their first run. A pilot only",
-        "measures how far seeds lie apart.",
+        "there; until then this page counts them.",
+        "Those with a link were [registered](registrations.md), with predictions, before their first run. A pilot",
+        "measures the spread of seeds. A text from files goes by the beginning of its hash.",
         "",
         "| experiment | scale | text | runs |",
         "|---|---|---|---:|",
@@ -283,8 +290,9 @@ def registrations_page() -> str:
     out = ["# Registrations", ""]
     out += [
         "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
-        "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are; the",
-        "log judges the predictions when they are there.",
+        "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are;",
+        "[the log](log.md) judges the predictions when they are there. The number of seeds follows from a pilot; those of",
+        "`shared-experts` then lay two to three times further apart, so it saw less than its registration says.",
     ]
     for name in QUEUE:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
@@ -312,7 +320,7 @@ def ledger_page() -> str:
         rows = [row for row in facts.judged() if row[0].chapter == chapter.number]
         if not rows:
             continue
-        out += ["", f"## Chapter {chapter.number}: {chapter.title}", ""]
+        out += ["", f"## Chapter {chapter.number}: {chapter.title}{'' if chapter.written else ' (not written yet)'}", ""]
         out += [f"[Read the chapter]({chapter.page}).", ""] if chapter.written else []
         out += ["| claim | printed | here | status | note |", "|---|---|---:|---|---|"]
         for claim, outcome in rows:

@@ -604,6 +604,13 @@ class _Wrong:
         self.step = partial(step, router)
 
 
+def replacing_the_numbers(router):
+    def step(router):
+        router.bias.data = sign_rule(router.bias, router.load, router.top_k, 0.1)
+
+    return _Wrong(router, step)
+
+
 def replacing_the_bias(router):
     def step(router):
         router.bias = sign_rule(router.bias, router.load, router.top_k, 0.1)
@@ -798,6 +805,7 @@ def wrong():
         said=r"counts \[8, 0, 0, 8\].*two more parts of a step: next bias",
     )
     yield of(balancing.moves_in_place, replacing_the_bias, said=r"counts \[2, 0\].*another tensor after the step")
+    yield of(balancing.moves_in_place, replacing_the_numbers, said=r"counts \[2, 0\].*another tensor after the step")
     yield of(balancing.moves_in_place, idle, said=r"counts \[2, 0\].*the bias has not moved")
     yield of(balancing.forgets_the_counts, remembering, said=r"counts \[2, 0\].*2 of the slots are still counted")
     yield of(balancing.forgets_the_counts, drifting, said=r"counts \[2, 0\].*a step without tokens: bias")
