@@ -122,8 +122,8 @@ def table(kept: list[results.Result]) -> str:
         said = "yes" if counting[arm] else "no"
         lines.append(f"| {arm} | {len(runs)} | {score} | {seconds:.0f} | {busy:.0f} | {said} |")
     scores_of = {
-        arm: {run.settings["train"]["seed"]: run.measures["bits_per_byte"] for run in runs}
-        for arm, runs in arms.items()
+        arm: {run.settings["train"]["seed"]: run.measures["bits_per_byte"] for run in held}
+        for arm, held in arms.items()
     }
     for one, two in pairs(sorted(arm for arm in arms if counting[arm])):
         a, b = scores_of[one], scores_of[two]
