@@ -124,8 +124,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
 
-    Each rank of a `world` calls it and writes its part; rank 0 opens all parts again before the checkpoint counts, so
-    all must see one folder. MoemlaError on every rank when one cannot write (no space left): nothing half-written
+    Each rank of a `world` calls it and writes its part; rank 0 opens all parts again and looks for every tensor, whole,
+    before the checkpoint counts: all must see one folder. MoemlaError on every rank when one cannot write (no space left): nothing half-written
     stays, earlier checkpoints do.
     """
     model = unwrapped(model)
@@ -140,7 +140,7 @@ def save_checkpoint(
             _write(part, model, optimizers, world)
         with world.agreed():
             if world.main:
-                _finish(run, target, part, model, state, keep)
+                _finish(run, target, part, model, optimizers, state, keep)
     except Exception as error:
         if world.main:
             shutil.rmtree(part, ignore_errors=True)
@@ -168,13 +168,18 @@ def _write(part: Path, model: LanguageModel, optimizers, world: World) -> None:
         save_file(held | _random_state(model), part / "optimizer.safetensors")
 
 
-def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageModel, state: dict, keep: int) -> None:
+def _finish(
+    run: str | os.PathLike, target: Path, part: Path, model: LanguageModel, optimizers, state: dict, keep: int
+) -> None:
     from safetensors.torch import save_file
 
     if not (part / "optimizer.safetensors").exists():
         config = replace(model.config, tie_embeddings=model.tied)
         write_json(part / "config.json", {"version": VERSION} | config.to_dict())
-        sharded.contents(part)
+        held = sharded.contents(part)
+        for name, tensor in (_weights(model) | _optimizer_tensors(model, optimizers)).items():
+            if name not in held or held[name].shape != (tensor.shape or (1,)):  # a number was given an axis
+                raise MoemlaError(f"{name} is not whole in it: all ranks must see one folder")
         save_file(_random_state(model), part / "random.safetensors")
     sums = {path.name: sha256(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
     write_json(part / "state.json", {"version": VERSION} | state | {"sha256": sums})
@@ -183,7 +188,7 @@ def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageMod
         _remove(target)
     os.replace(part, target)
     _sync(target.parent)
-    for old in checkpoints(run)[:-keep]:
+    for old in [one for one in checkpoints(run) if one <= target][:-keep]:  # a later one could not be read
         _remove(old)
 
 

@@ -316,8 +316,11 @@ class LanguageModel(Layer):
 
         state = self.state_dict()
         sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # all gather, one writes
-        state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
-        if sharded and torch.distributed.get_rank():
+        writes = not sharded or torch.distributed.get_rank() == 0
+        for name, tensor in state.items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            state[name] = whole.cpu() if sharded and writes else whole if writes else None  # one whole tensor at a time
+        if not writes:
             return
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
