@@ -226,7 +226,8 @@ def _load_optimizers(path: Path, model: LanguageModel, optimizers) -> None:
     parameters, tensors = dict(model.named_parameters()), {}
     for optimizer in optimizers:
         optimizer.state.clear()  # of a checkpoint that could be read in part
-    for key in sharded.contents(path):
+    held = sharded.contents(path)
+    for key in held:
         number, _, rest = key.partition("/")
         if not rest or int(number) >= len(optimizers):
             continue
@@ -236,15 +237,14 @@ def _load_optimizers(path: Path, model: LanguageModel, optimizers) -> None:
         value = torch.zeros((), device=parameter.device) if count else torch.zeros_like(parameter)
         optimizers[int(number)].state[parameter][field] = value
         tensors[key] = value if count else whole(model, parameter, value)
-    _read(path, tensors)
+    _read(path, tensors, held)
 
 
-def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _read(path: Path, tensors: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
     """Fills them in place; MoemlaError where one of their numbers is none, or was not meant for this."""
-    for name, tensor in sharded.contents(path).items():
-        if name in tensors:
-            _require_floats(name, tensor)
-    sharded.read(path, tensors)
+    for name in held.keys() & tensors.keys():
+        _require_floats(name, held[name])
+    sharded.read(path, tensors, held)
     for name, tensor in tensors.items():
         _require_numbers(name, tensor.to_local() if hasattr(tensor, "to_local") else tensor)
 
@@ -279,7 +279,7 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
 
     try:
         if is_sharded(folder) or any(hasattr(tensor, "to_local") for tensor in model.state_dict().values()):
-            _read(folder, _weights(model))
+            _read(folder, _weights(model), sharded.contents(folder))
             return
         weights, own = load_file(folder / "model.safetensors"), model.state_dict()
         for name, tensor in weights.items():

@@ -157,9 +157,9 @@ def _card(job: Job) -> Card:
     import torch
 
     from moemla.measuring import matmul_rate
+    from moemla.precision import DTYPES
 
-    dtype = dict(float32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)[job.precision]
-    rate = matmul_rate("cpu", dtype)
+    rate = matmul_rate("cpu", DTYPES[job.precision])
     return Card(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rate, rate)
 
 

@@ -63,7 +63,9 @@ class Session:
                 state = newest(run.out, lambda path: load_checkpoint(path, self.model, self.optimizers))
                 self.state = START | stored_fields("the state", START, state)
             if not world.alike(step := self.state["step"]):
-                raise MoemlaError(f"the ranks have read different checkpoints of {run.out}, this one that of step {step}")
+                raise MoemlaError(
+                    f"the ranks have read different checkpoints of {run.out}, this one that of step {step}"
+                )
         self.scaler = LossScaler(**self.state["scaler"] or {}) if settings.precision == "fp16" else None
         self.saved = self.state["step"]  # of the last checkpoint
         path = run.out / "metrics.jsonl"

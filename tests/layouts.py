@@ -216,7 +216,9 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     full=without_room(f"{folder}/{name}", world),
                     gone=gone(f"{folder}/{name}", world),
                     worse=worse(f"{folder}/data", f"{folder}/{name}-worse", world),
-                    diverged=diverged(f"{folder}/data", f"{folder}/{name}-diverged", world) if "experts" in name else None,
+                    diverged=diverged(f"{folder}/data", f"{folder}/{name}-diverged", world)
+                    if "experts" in name
+                    else None,
                     heard=heard(world) if name in ("ddp", "experts") else None,
                 )
         if rank == 0:

@@ -67,8 +67,10 @@ class Train:
         return _Paper if paper else cls
 
     def __call__(self) -> None:
+        from moemla.devices import keep_freed_memory
         from moemla.distributed import World
 
+        keep_freed_memory()
         world = World.current(self.parallel, self.expert_parallel)
         try:
             self._train(world)
