@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's, malloc.h
 
 

@@ -154,7 +154,6 @@ def _card(job: Job) -> Card:
     """The card of a job; of "cpu" this machine's memory, and its rate as it is measured now."""
     if job.gpu != "cpu":
         return CARDS[job.gpu]
-    import torch
 
     from moemla.measuring import matmul_rate
     from moemla.precision import DTYPES

@@ -188,8 +188,8 @@ def gpu() -> str:
         out.append(f"| {said} | {' | '.join(f'{1e3 * number:.3f}' for number in numbers)} |")
     out += [
         "",
-        "(Plain experts are `masked`, the fastest of the others here.) They are off until asked for: a decode step from",
-        "Python is bound by launches, and kernels make it no faster.",
+        "(Plain experts are `masked`, the fastest of the others here.) They are off until asked for: a decode step",
+        "from Python is bound by launches, and kernels make it no faster.",
     ]
     return "\n".join(out)
 

@@ -166,8 +166,8 @@ there by experiment and scale, with a table of all runs beside them. A cell is
 repeated by running it; this page is about the files. Each holds its settings, what was measured, and where it comes
 from: the command, the commit of this project, versions, processor, threads, date and seconds.
 
-The commands below made the files that chapters and pages show, at the commits in the tables. They are typed in the project's
-folder after `source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
+The commands below made the files that chapters and pages show, at the commits in the tables. They are typed in the
+project's folder after `source .venv/bin/activate`. A command goes on where it was cut, and what is finished is not
 run again: to repeat it from the start and compare, name another folder with `--folder`. A loss comes out the same on
 the same processor with the same versions and threads; elsewhere expect other digits in the third decimal or so, and the
 same conclusions. Times are those of the machine that is named.
@@ -291,8 +291,8 @@ def registrations_page() -> str:
     out += [
         "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
         "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are;",
-        "[the log](log.md) judges the predictions when they are there. The number of seeds follows from a pilot; those of",
-        "`shared-experts` then lay two to three times further apart, so it saw less than its registration says.",
+        "[the log](log.md) judges the predictions when they are there. The number of seeds follows from a pilot; those",
+        "of `shared-experts` then lay two to three times further apart, so it saw less than its registration says.",
     ]
     for name in QUEUE:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
@@ -320,11 +320,16 @@ def ledger_page() -> str:
         rows = [row for row in facts.judged() if row[0].chapter == chapter.number]
         if not rows:
             continue
+<<<<<<< HEAD
         out += [
             "",
             f"## Chapter {chapter.number}: {chapter.title}{'' if chapter.written else ' (not written yet)'}",
             "",
         ]
+=======
+        later = "" if chapter.written else " (not written yet)"
+        out += ["", f"## Chapter {chapter.number}: {chapter.title}{later}", ""]
+>>>>>>> work
         out += [f"[Read the chapter]({chapter.page}).", ""] if chapter.written else []
         out += ["| claim | printed | here | status | note |", "|---|---|---:|---|---|"]
         for claim, outcome in rows:
