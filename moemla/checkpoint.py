@@ -125,8 +125,8 @@ def save_checkpoint(
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
 
     Each rank of a `world` calls it and writes its part; rank 0 opens all parts again and looks for every tensor, whole,
-    before the checkpoint counts: all must see one folder. MoemlaError on every rank when one cannot write (no space left): nothing half-written
-    stays, earlier checkpoints do.
+    before the checkpoint counts: all must see one folder. MoemlaError on every rank when one cannot write (no space
+    left): nothing half-written stays, earlier checkpoints do.
     """
     model = unwrapped(model)
     folder = Path(run) / "checkpoints"

@@ -62,10 +62,9 @@ class Session:
             with world.agreed():
                 state = newest(run.out, lambda path: load_checkpoint(path, self.model, self.optimizers))
                 self.state = START | stored_fields("the state", START, state)
-            if not world.alike(step := self.state["step"]):
-                raise MoemlaError(
-                    f"the ranks have read different checkpoints of {run.out}, this one that of step {step}"
-                )
+            step = self.state["step"]
+            if not world.alike(step):
+                raise MoemlaError(f"ranks have read different checkpoints of {run.out}, this one that of step {step}")
         self.scaler = LossScaler(**self.state["scaler"] or {}) if settings.precision == "fp16" else None
         self.saved = self.state["step"]  # of the last checkpoint
         path = run.out / "metrics.jsonl"

@@ -161,11 +161,11 @@ def worse(data: str, out: str, world: World) -> int:
     return rows[-1].step if rows else 0
 
 
-def diverged(data: str, out: str, world: World) -> list[str]:
+def spoilt(data: str, out: str, world: World) -> list[str]:
     """What each rank says of a gradient that is no number in the last one's part."""
     real = training.gradient_norm
 
-    def spoilt(model, world):
+    def poisoned(model, world):
         if world.rank == world.size - 1:
             name = "blocks.0.feedforward.experts.w_in"
             gradients = {path.split("module.")[-1]: parameter.grad for path, parameter in model.named_parameters()}
@@ -173,7 +173,7 @@ def diverged(data: str, out: str, world: World) -> list[str]:
             (grad.to_local() if hasattr(grad, "to_local") else grad).fill_(float("nan"))
         return real(model, world)
 
-    training.gradient_norm = spoilt
+    training.gradient_norm = poisoned
     try:
         moemla.train(micro(n_experts=5), quick(2, batch_size=ROWS), data, out, world=world)
         said = "trained"
@@ -216,9 +216,7 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     full=without_room(f"{folder}/{name}", world),
                     gone=gone(f"{folder}/{name}", world),
                     worse=worse(f"{folder}/data", f"{folder}/{name}-worse", world),
-                    diverged=diverged(f"{folder}/data", f"{folder}/{name}-diverged", world)
-                    if "experts" in name
-                    else None,
+                    spoilt=spoilt(f"{folder}/data", f"{folder}/{name}-spoilt", world) if "experts" in name else None,
                     heard=heard(world) if name in ("ddp", "experts") else None,
                 )
         if rank == 0:

@@ -138,7 +138,7 @@ def test_a_checkpoint_behind_a_score_that_is_no_better(folder, found, layout):
 
 @pytest.mark.parametrize("layout", ["experts", "experts-fsdp"])
 def test_the_rank_with_the_gradient_to_blame_speaks(found, layout):
-    said = found[layout]["diverged"]
+    said = found[layout]["spoilt"]
     assert said[0].startswith("Elsewhere") and "blocks.0.feedforward.experts.w_in are nan or inf" in said[1]
 
 

@@ -320,16 +320,8 @@ def ledger_page() -> str:
         rows = [row for row in facts.judged() if row[0].chapter == chapter.number]
         if not rows:
             continue
-<<<<<<< HEAD
-        out += [
-            "",
-            f"## Chapter {chapter.number}: {chapter.title}{'' if chapter.written else ' (not written yet)'}",
-            "",
-        ]
-=======
         later = "" if chapter.written else " (not written yet)"
         out += ["", f"## Chapter {chapter.number}: {chapter.title}{later}", ""]
->>>>>>> work
         out += [f"[Read the chapter]({chapter.page}).", ""] if chapter.written else []
         out += ["| claim | printed | here | status | note |", "|---|---|---:|---|---|"]
         for claim, outcome in rows:
