@@ -89,6 +89,8 @@ class Train:
         mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
         apart = mine.total / dense.total - 1
         tell = say if world.main else lambda text: None
+        if self.parallel == "fsdp" and world.size == 1:
+            tell("one process alone: --parallel fsdp takes effect under torchrun")
         tell(
             f"{self.size} {self.variant}: {mine.total:,} parameters, {mine.active / mine.total:.0%} active, "
             f"{apart:+.1%} against dense multi-head attention"
