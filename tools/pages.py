@@ -292,12 +292,15 @@ def registrations_page() -> str:
         "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
         "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are;",
         "[the log](log.md) judges the predictions when they are there. The number of seeds follows from a pilot; those",
-        "of `shared-experts` then lay two to three times further apart, so it saw less than its registration says.",
+        "of `shared-experts` then lay up to twice as far apart, so it saw less than its registration says.",
     ]
     for name in QUEUE:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
         body = text.split("\n", 1)[1].replace("\n## ", "\n### ").strip()
         out += ["", f"(registration-{name})=", f"## {name}", "", body]
+        later = facts.RESULTS / name / "amendment.md"
+        if later.exists():
+            out += ["", "### Amendment", "", later.read_text(encoding="utf-8").split("\n", 1)[1].strip()]
     return "\n".join(out) + "\n"
 
 

@@ -88,8 +88,9 @@ def run(cell: Cell, data: Path, track: str) -> results.Result:
 
 
 def table(kept: list[results.Result]) -> str:
-    """A row for each arm, of one recipe; below, whether arms of one track differ by Welch's t."""
+    """A row for each arm, of one recipe; below, whether arms of one track that count differ."""
     arms: dict[str, list[results.Result]] = {}
+    counting: dict[str, bool] = {}
     for result in kept:
         arms.setdefault(result.settings["tags"]["arm"], []).append(result)
     lines = [
@@ -103,12 +104,18 @@ def table(kept: list[results.Result]) -> str:
         score = f"{found.value:.4f} ± {found.half_width:.4f}" if found else f"{scores[0]:.4f}"
         seconds, busy = (max(run.measures[name] for run in runs) for name in ("seconds", "processor_seconds"))
         enough = len(runs) >= SEEDS[runs[0].settings["tags"]["track"]]
-        counts = enough and all(run.measures["in_time"] and run.measures["calm"] for run in runs)
-        lines.append(f"| {arm} | {len(runs)} | {score} | {seconds:.0f} | {busy:.0f} | {'yes' if counts else 'no'} |")
-    for one, two in pairs(sorted(arms)):
-        a, b = ([run.measures["bits_per_byte"] for run in arms[arm]] for arm in (one, two))
-        if min(len(a), len(b)) > 1:
-            apart = difference(a, b).welch
+        counting[arm] = enough and all(run.measures["in_time"] and run.measures["calm"] for run in runs)
+        said = "yes" if counting[arm] else "no"
+        lines.append(f"| {arm} | {len(runs)} | {score} | {seconds:.0f} | {busy:.0f} | {said} |")
+    scores_of = {
+        arm: {run.settings["train"]["seed"]: run.measures["bits_per_byte"] for run in held}
+        for arm, held in arms.items()
+    }
+    for one, two in pairs(sorted(arm for arm in arms if counting[arm])):
+        a, b = scores_of[one], scores_of[two]
+        shared = sorted(a.keys() & b.keys())
+        if len(shared) >= 2:
+            apart = difference([a[seed] for seed in shared], [b[seed] for seed in shared]).welch
             verdict = "differs" if apart.p < LEVEL else "is not told apart"
             size = f"{apart.value:+.4f} ± {apart.half_width:.4f}, p {apart.p:.3f}"
             lines.append(f"\n`{one}` {verdict} from `{two}`: {size}")

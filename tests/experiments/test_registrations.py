@@ -12,7 +12,7 @@ from moemla.results import load
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 PARTS = ("Question", "Arms", "Primary measure", "Seeds", "Statistics", "Predictions", "Left out")
-WITHOUT = {*UNREGISTERED, "bench"}  # were measured before registrations began
+WITHOUT = {*UNREGISTERED, "bench", "speedrun"}  # were measured before registrations began, or ask nothing
 
 
 def git(*arguments):
@@ -60,6 +60,21 @@ def test_its_commit_is_older_than_every_result(name):
         assert origin and not origin["dirty"], f"{run.name} was made by code that no commit has"
         older = subprocess.run(["git", "-C", str(ROOT), "merge-base", "--is-ancestor", commits[0], origin["commit"]])
         assert older.returncode == 0, f"{run.name} was made at {origin['commit'][:7]}, before its registration"
+
+
+def test_an_amendment_is_older_than_every_run_that_measures():
+    if git("rev-parse", "--is-shallow-repository") != "false":
+        pytest.skip("no history here")
+    for file in sorted(RESULTS.glob("*/amendment.md")):
+        name = file.parent.name
+        assert file.read_text(encoding="utf-8").startswith(f"# Amendment: {name}\n")
+        commits = (git("log", "--format=%H", "--", f"results/{name}/amendment.md") or "").split()
+        assert len(commits) <= 1, f"{file} was changed after it was committed"
+        for run in load(RESULTS, name, "cpu", missing_ok=True):
+            if commits and run.settings["train"]["seed"] > 0:
+                origin = run.provenance["git"]["commit"]
+                older = ["git", "-C", str(ROOT), "merge-base", "--is-ancestor", commits[0], origin]
+                assert subprocess.run(older).returncode == 0, f"{run.name} was made at {origin[:7]}, before it"
 
 
 def test_pilots_used_seeds_that_measure_nothing():
