@@ -42,7 +42,7 @@ def algorithm_1(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, 
 
 
 def equation_4(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """-gamma (f / mean f - 1) as eq. 4 prints it: an offset for one step, never summed up."""
+    """-gamma (f / mean f - 1), eq. 4 read literally: an offset for one step to a b that it does not say how to move."""
     return proportional_rule(torch.zeros_like(bias), counts, top_k, rate)
 
 
