@@ -12,7 +12,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,14 +96,6 @@ def _optimizer_tensors(model: nn.Module, optimizers) -> dict[str, torch.Tensor]:
     return held
 
 
-def _weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of a model: a head that is the embedding is not written twice."""
-    state = model.state_dict()
-    if model.tied:
-        del state["head.weight"]
-    return state
-
-
 def _sync(folder: Path) -> None:
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
@@ -162,7 +153,7 @@ def _write(part: Path, model: LanguageModel, optimizers, world: World) -> None:
 
     held = _optimizer_tensors(model, optimizers)
     if world.size > 1:
-        sharded.write(part, _weights(model) | held)
+        sharded.write(part, model.weights() | held)
     else:
         model.save(part)
         save_file(held | _random_state(model), part / "optimizer.safetensors")
@@ -174,10 +165,9 @@ def _finish(
     from safetensors.torch import save_file
 
     if not (part / "optimizer.safetensors").exists():
-        config = replace(model.config, tie_embeddings=model.tied)
-        write_json(part / "config.json", {"version": VERSION} | config.to_dict())
+        write_json(part / "config.json", {"version": VERSION} | model.described.to_dict())
         held = sharded.contents(part)
-        for name, tensor in (_weights(model) | _optimizer_tensors(model, optimizers)).items():
+        for name, tensor in (model.weights() | _optimizer_tensors(model, optimizers)).items():
             if name not in held or held[name].shape != (tensor.shape or (1,)):  # a number was given an axis
                 raise MoemlaError(f"{name} is not whole in it: all ranks must see one folder")
         save_file(_random_state(model), part / "random.safetensors")
@@ -279,7 +269,7 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
 
     try:
         if is_sharded(folder) or any(hasattr(tensor, "to_local") for tensor in model.state_dict().values()):
-            _read(folder, _weights(model), sharded.contents(folder))
+            _read(folder, model.weights(), sharded.contents(folder))
             return
         weights, own = load_file(folder / "model.safetensors"), model.state_dict()
         for name, tensor in weights.items():

@@ -117,13 +117,19 @@ def _require_one_table(weights: Mapping[str, Tensor], config: ModelConfig, head:
         require(one, "tie_embeddings", True, f"{head} differs from {table}: False")
 
 
+def _require_known(weights: Mapping[str, Tensor], known: set[str]) -> None:
+    left = sorted(weights.keys() - known)
+    require(not left, "weights", left[:3], "these have no place here")
+
+
 def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Tensors by our names (weights, or their gradients) as tensors by the names of DeepseekV3ForCausalLM.
 
     A weight that is not given is left out, and so is the head where it is tied; ValueError for a tied one that differs
-    from the embedding.
+    from the embedding, and for a name that has no place. Views of what is given where they can be.
     """
     _require_one_table(weights, config, "head.weight", "embedding.weight")
+    _require_known(weights, {name for ours, _, _ in _table(config) for name in ours} | {"head.weight"})
     return {
         name: tensor
         for ours, theirs, (forth, _) in _table(config)
@@ -135,6 +141,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
 def weights_from_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `weights_to_deepseek_v3`."""
     _require_one_table(weights, config, "lm_head.weight", "model.embed_tokens.weight")
+    _require_known(weights, {name for _, theirs, _ in _table(config) for name in theirs} | {"lm_head.weight"})
     return {
         name: tensor
         for ours, theirs, (_, back) in _table(config)
@@ -274,7 +281,7 @@ def to_deepseek_v3(model: LanguageModel) -> Any:
     float32 or wider. Head and embedding are one table there if they are one here, whatever the config says. ValueError
     for a setting that it does not have; MoemlaError without transformers.
     """
-    return _as_theirs(model, replace(model.config, tie_embeddings=model.tied), model.state_dict())
+    return _as_theirs(model, model.described, model.state_dict())
 
 
 def _as_theirs(model: LanguageModel, config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
@@ -300,7 +307,7 @@ def _for_every_engine(model: LanguageModel) -> tuple[ModelConfig, dict[str, Tens
     Some engines know no other way, and write wrong text without a word. Rows 0, w/2, 1, w/2 + 1 ... of what is turned
     become 0, 1, 2, 3 ..., in queries and keys alike.
     """
-    c, weights = model.config, dict(model.state_dict())
+    c, weights = model.described, dict(model.state_dict())
     pairs = torch.arange(c.d_rope).view(2, -1).T.flatten().to(model.embedding.weight.device)
     for layer in range(c.n_layers if c.rope_layout == "halves" else 0):
         name = f"blocks.{layer}.attention."
@@ -326,9 +333,6 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     tied = same_storage(hf_model.lm_head.weight, hf_model.model.embed_tokens.weight)
     config = replace(settings_from_deepseek_v3(hf_model.config), tie_embeddings=tied)
     weights = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
-    read = {name for _, theirs, _ in _table(config) for name in theirs}
-    left = sorted(weights.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
-    require(not left, "weights", left[:3], "these have no place here")
     weight = hf_model.model.embed_tokens.weight
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # its own weights are written over
         model = LanguageModel(config, device=weight.device, dtype=weight.dtype)

@@ -65,6 +65,7 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:

@@ -16,7 +16,8 @@ TINY, PAPER = TrainConfig(), TrainConfig.paper()
 class Train:
     """Trains a model on prepared data; --resume goes on after an interruption.
 
-    The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores. --recipe paper has other defaults.
+    The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores. --recipe paper has other defaults;
+    the size is --size's.
     """
 
     data: Path
@@ -122,10 +123,10 @@ class Train:
 
         vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
         length = max(ModelConfig.max_seq_len, self.train_config.seq_len)
-        changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
+        changes = dict(vocab_size=vocab_size, reading=self.reading, dropout=self.dropout, max_seq_len=length)
         changes |= dict(norm=self.norm, activation=self.activation, bias=not self.no_bias)
         changes |= dict(setting(text) for text in self.set)
-        return ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
+        return ModelConfig.preset(self.size, self.variant, matched=self.matched, **changes)
 
 
 @dataclass
