@@ -328,13 +328,9 @@ def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Ca
 # ---- one call for the command line
 
 
-TAKES = dict(
-    train=("batch_size", "seq_len", "backends", "compiled"),
-    decode=("batch_size", "seq_len", "compiled"),
-    moe=("tokens",),
-    attention=("tokens", "batch_size"),
-    kernels=("tokens", "lengths", "batch_size"),
-)
+SHAPE = ("batch_size", "seq_len", "compiled")
+TAKES = dict(train=(*SHAPE, "backends"), decode=SHAPE, moe=("tokens",), attention=("tokens", "batch_size"))
+TAKES |= dict(kernels=("tokens", "lengths", "batch_size"))
 PLAIN = dict(batch_size=None, seq_len=256, tokens=(), lengths=(), backends=("auto",), compiled=None)
 
 

@@ -110,16 +110,13 @@ def _table(config: ModelConfig):
             )
 
 
-def _require_one_table(weights: Mapping[str, Tensor], config: ModelConfig, head: str, table: str) -> None:
-    """A head that differs from the embedding has no place in a tied model, and is not left out in silence."""
+def _require_places(weights: Mapping[str, Tensor], config: ModelConfig, side: int, head: str, table: str) -> None:
+    """Nothing is left out in silence: no unknown name, and no tied head that differs from the embedding."""
+    left = sorted(weights.keys() - {name for row in _table(config) for name in row[side]} - {head})
+    require(not left, "weights", left[:3], "these have no place here")
     if config.tie_embeddings and weights.keys() >= {head, table}:
         one = same_storage(weights[head], weights[table]) or torch.equal(weights[head], weights[table])
         require(one, "tie_embeddings", True, f"{head} differs from {table}: False")
-
-
-def _require_known(weights: Mapping[str, Tensor], known: set[str]) -> None:
-    left = sorted(weights.keys() - known)
-    require(not left, "weights", left[:3], "these have no place here")
 
 
 def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -128,8 +125,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
     A weight that is not given is left out, and so is the head where it is tied; ValueError for a tied one that differs
     from the embedding, and for a name that has no place. Views of what is given where they can be.
     """
-    _require_one_table(weights, config, "head.weight", "embedding.weight")
-    _require_known(weights, {name for ours, _, _ in _table(config) for name in ours} | {"head.weight"})
+    _require_places(weights, config, 0, "head.weight", "embedding.weight")
     return {
         name: tensor
         for ours, theirs, (forth, _) in _table(config)
@@ -140,8 +136,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
 
 def weights_from_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `weights_to_deepseek_v3`."""
-    _require_one_table(weights, config, "lm_head.weight", "model.embed_tokens.weight")
-    _require_known(weights, {name for _, theirs, _ in _table(config) for name in theirs} | {"lm_head.weight"})
+    _require_places(weights, config, 1, "lm_head.weight", "model.embed_tokens.weight")
     return {
         name: tensor
         for ours, theirs, (_, back) in _table(config)

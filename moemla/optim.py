@@ -171,7 +171,7 @@ def _by_mesh(groups: list[dict]) -> list[dict]:
 
 
 def learning_rate(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
-    """Linear to lr over `warmup` steps, the first one at lr / warmup, then half a cosine from lr to min_lr at `steps` (section 3.3)."""
+    """Linear over `warmup` steps, from lr / warmup to lr, then half a cosine to min_lr at `steps` (section 3.3)."""
     if step < warmup:
         return lr * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -65,7 +65,7 @@ def beyond_the_sum(neither: float, first: float, second: float, both: float) -> 
 
 
 def architecture_over_scaling(*perplexities: float) -> Value:
-    """The largest gain from MHA to experts at one size, less the smallest from a size of MHA to the next, in percent."""
+    """The largest gain from MHA to experts at one size, less the smallest from one size of MHA to the next, in %."""
     dense, moe = perplexities[::2], perplexities[1::2]
     by_form = [100 * (1 - b / a) for a, b in zip(dense, moe, strict=True)]
     by_size = [100 * (1 - b / a) for a, b in pairwise(dense)]
