@@ -1,7 +1,7 @@
 """Multi-head attention (eqs. 5-6), with fewer key heads than query heads as an option (grouped-query).
 
-Notable: torch's own product does the work, and keys or values that heads share are never copied for each of them.
-Built in chapter 2.
+Notable: torch's own product does the work, and keys or values that heads share are not copied for each of them (torch
+does it itself on a GPU in float32, or with a mask). Built in chapter 2.
 """
 
 import torch

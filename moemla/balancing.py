@@ -7,6 +7,8 @@ Algorithm 1 prints the target 1 / N_r. The quantile rule takes a histogram of sc
 Measures of balance and the losses that such rules replace are here too, to compare with. Built in chapter 8.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -42,7 +44,7 @@ def algorithm_1(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, 
 
 
 def equation_4(bias: Float[Tensor, "e"], counts: Int[Tensor, "e"], top_k: int, rate: float) -> Float[Tensor, "e"]:
-    """-gamma (f / mean f - 1) as eq. 4 prints it: an offset for one step, never summed up."""
+    """-gamma (f / mean f - 1), eq. 4 read literally: an offset for one step to a b that it does not say how to move."""
     return proportional_rule(torch.zeros_like(bias), counts, top_k, rate)
 
 
@@ -190,9 +192,8 @@ def z_loss(routing: Routing) -> Float[Tensor, ""]:
     """
     _require_gradients(routing)
     each = routing.logits.logsumexp(-1).square()
-    if routing.valid is None:
-        return each.mean()
-    return (each * routing.valid).sum() / routing.valid.sum().clamp(min=1)
+    kept = torch.ones_like(each) if routing.valid is None else routing.valid
+    return (each * kept).sum() / kept.sum().clamp(min=1)
 
 
 def _require_gradients(routing: Routing) -> None:
@@ -228,7 +229,7 @@ def load_entropy(counts: Tensor) -> float:
     """Entropy of the load in nats over its largest value ln E: 1 when uniform, 0 when one expert takes all."""
     share = counts.cpu().double() / counts.sum().cpu().clamp(min=1)
     entropy = -torch.special.xlogy(share, share).sum()
-    return (entropy / torch.tensor(float(max(2, len(counts)))).log()).item()
+    return (entropy / math.log(max(2, len(counts)))).item()
 
 
 def dead_experts(counts: Tensor) -> int:

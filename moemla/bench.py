@@ -328,6 +328,12 @@ def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Ca
 # ---- one call for the command line
 
 
+SHAPE = ("batch_size", "seq_len", "compiled")
+TAKES = dict(train=(*SHAPE, "backends"), decode=SHAPE, moe=("tokens",), attention=("tokens", "batch_size"))
+TAKES |= dict(kernels=("tokens", "lengths", "batch_size"))
+PLAIN = dict(batch_size=None, seq_len=256, tokens=(), lengths=(), backends=("auto",), compiled=None)
+
+
 def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) -> results.Result:
     """What `moemla bench` does: a `Result` whose measures are the limits and the rows.
 
@@ -337,6 +343,9 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
     for name in ("batch_size", "seq_len", "tokens", "lengths"):
         for value in chosen[name] if name in ("tokens", "lengths") else [chosen[name]]:
             require(value is None or value >= 1, name, value, "must be at least 1")
+    for name, plain in PLAIN.items():
+        fits = name in TAKES[what] or chosen[name] == plain
+        require(fits, name, chosen[name], f"bench {what} takes none")
     require(bool(chosen["backends"]), "backends", chosen["backends"], "name at least one")
     peer = chosen["against"]
     require(what not in ("attention", "kernels") or not peer, "against", peer, f"bench {what} has no peer")

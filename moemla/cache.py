@@ -67,7 +67,7 @@ class Cache:
     def positions(self, steps: int, device=None) -> Int[Tensor, "b t"]:
         """Positions of the next `steps` tokens of each row, (B, steps), or (1, steps) while the rows are equal."""
         rows = self.lengths[:1] if self.uniform else self.lengths
-        return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
+        return _sent(rows, device)[:, None] + torch.arange(steps, device=device)
 
     def where(self, steps: int, device=None) -> tuple[int, int] | Tensor:
         """The same for a table of positions: (first, behind the last) while the rows are equal, which takes a view."""
@@ -113,9 +113,10 @@ class Cache:
         if index.dtype == torch.bool or not len(index):
             raise ValueError(f"rows={rows}: name at least one row, by its number")
         index = index.long()
+        lengths = [self.lengths[row] for row in index.tolist()]  # IndexError here: on a GPU it would be an assertion
         self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
         self.tokens = self.tokens.index_select(0, index)
-        self.lengths = [self.lengths[row] for row in index.tolist()]
+        self.lengths = lengths
 
     def copy(self, max_len: int | None = None) -> "Cache":
         """The same tokens in a storage of their own, with room for `max_len`: a prefix to go on from more than once."""
@@ -139,6 +140,13 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes of the whole storage."""
         return sum(buffer.nbytes for buffer in self.buffers)
+
+
+def _sent(numbers: list[int], device) -> Tensor:
+    """The numbers on the device, which is not waited for."""
+    if device is None or torch.device(device).type != "cuda" or torch.compiler.is_compiling():
+        return torch.tensor(numbers, device=device)
+    return torch.tensor(numbers, device="cpu").pin_memory().to(device, non_blocking=True)
 
 
 class LayerCache:
@@ -184,7 +192,7 @@ class LayerCache:
         """How many slots each row holds with the next tokens, (B,) int32; None while the rows are equal."""
         if self.cache.uniform:
             return None
-        return torch.tensor([length + steps for length in self.cache.lengths], dtype=torch.int32, device=device)
+        return self.cache.positions(steps, device)[:, -1].int() + 1
 
     def mask(self, steps: int, device=None) -> Bool[Tensor, "b 1 t s"] | None:
         """Which slots each new token may see, (B or 1, 1, T, S).

@@ -12,7 +12,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,14 +96,6 @@ def _optimizer_tensors(model: nn.Module, optimizers) -> dict[str, torch.Tensor]:
     return held
 
 
-def _weights(model: LanguageModel) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of a model: a head that is the embedding is not written twice."""
-    state = model.state_dict()
-    if model.tied:
-        del state["head.weight"]
-    return state
-
-
 def _sync(folder: Path) -> None:
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
@@ -124,9 +115,9 @@ def save_checkpoint(
 ) -> Path:
     """Writes model, optimizers, `state` (plain values; needs "step") and torch's random state; keeps the last `keep`.
 
-    Each rank of a `world` calls it and writes its part; rank 0 opens all parts again before the checkpoint counts, so
-    all must see one folder. MoemlaError on every rank when one cannot write (no space left): nothing half-written
-    stays, earlier checkpoints do.
+    Each rank of a `world` calls it and writes its part; rank 0 opens all parts again and looks for every tensor, whole,
+    before the checkpoint counts: all must see one folder. MoemlaError on every rank when one cannot write (no space
+    left): nothing half-written stays, earlier checkpoints do.
     """
     model = unwrapped(model)
     folder = Path(run) / "checkpoints"
@@ -140,7 +131,7 @@ def save_checkpoint(
             _write(part, model, optimizers, world)
         with world.agreed():
             if world.main:
-                _finish(run, target, part, model, state, keep)
+                _finish(run, target, part, model, optimizers, state, keep)
     except Exception as error:
         if world.main:
             shutil.rmtree(part, ignore_errors=True)
@@ -162,19 +153,23 @@ def _write(part: Path, model: LanguageModel, optimizers, world: World) -> None:
 
     held = _optimizer_tensors(model, optimizers)
     if world.size > 1:
-        sharded.write(part, _weights(model) | held)
+        sharded.write(part, model.weights() | held)
     else:
         model.save(part)
         save_file(held | _random_state(model), part / "optimizer.safetensors")
 
 
-def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageModel, state: dict, keep: int) -> None:
+def _finish(
+    run: str | os.PathLike, target: Path, part: Path, model: LanguageModel, optimizers, state: dict, keep: int
+) -> None:
     from safetensors.torch import save_file
 
     if not (part / "optimizer.safetensors").exists():
-        config = replace(model.config, tie_embeddings=model.tied)
-        write_json(part / "config.json", {"version": VERSION} | config.to_dict())
-        sharded.contents(part)
+        write_json(part / "config.json", {"version": VERSION} | model.described.to_dict())
+        held = sharded.contents(part)
+        for name, tensor in (model.weights() | _optimizer_tensors(model, optimizers)).items():
+            if name not in held or held[name].shape != (tensor.shape or (1,)):  # a number was given an axis
+                raise MoemlaError(f"{name} is not whole in it: all ranks must see one folder")
         save_file(_random_state(model), part / "random.safetensors")
     sums = {path.name: sha256(path) for path in sorted(part.iterdir())} | {"state": _sum_of(state)}
     write_json(part / "state.json", {"version": VERSION} | state | {"sha256": sums})
@@ -183,7 +178,7 @@ def _finish(run: str | os.PathLike, target: Path, part: Path, model: LanguageMod
         _remove(target)
     os.replace(part, target)
     _sync(target.parent)
-    for old in checkpoints(run)[:-keep]:
+    for old in [one for one in checkpoints(run) if one <= target][:-keep]:  # a later one could not be read
         _remove(old)
 
 
@@ -221,7 +216,8 @@ def _load_optimizers(path: Path, model: LanguageModel, optimizers) -> None:
     parameters, tensors = dict(model.named_parameters()), {}
     for optimizer in optimizers:
         optimizer.state.clear()  # of a checkpoint that could be read in part
-    for key in sharded.contents(path):
+    held = sharded.contents(path)
+    for key in held:
         number, _, rest = key.partition("/")
         if not rest or int(number) >= len(optimizers):
             continue
@@ -231,15 +227,14 @@ def _load_optimizers(path: Path, model: LanguageModel, optimizers) -> None:
         value = torch.zeros((), device=parameter.device) if count else torch.zeros_like(parameter)
         optimizers[int(number)].state[parameter][field] = value
         tensors[key] = value if count else whole(model, parameter, value)
-    _read(path, tensors)
+    _read(path, tensors, held)
 
 
-def _read(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _read(path: Path, tensors: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
     """Fills them in place; MoemlaError where one of their numbers is none, or was not meant for this."""
-    for name, tensor in sharded.contents(path).items():
-        if name in tensors:
-            _require_floats(name, tensor)
-    sharded.read(path, tensors)
+    for name in held.keys() & tensors.keys():
+        _require_floats(name, held[name])
+    sharded.read(path, tensors, held)
     for name, tensor in tensors.items():
         _require_numbers(name, tensor.to_local() if hasattr(tensor, "to_local") else tensor)
 
@@ -274,7 +269,7 @@ def _load_weights(model: LanguageModel, folder: Path) -> None:
 
     try:
         if is_sharded(folder) or any(hasattr(tensor, "to_local") for tensor in model.state_dict().values()):
-            _read(folder, _weights(model))
+            _read(folder, model.weights(), sharded.contents(folder))
             return
         weights, own = load_file(folder / "model.safetensors"), model.state_dict()
         for name, tensor in weights.items():

@@ -228,7 +228,7 @@ class ModelConfig:
         base["ffn"] = "moe" if variant.startswith("moe-") else "dense"
         base["attention"] = {"mha-rope": "mha", "gqa-rope": "mha", "mla-rope": "mla"}.get(attention, attention)
         if attention == "gqa-rope":
-            base["n_kv_heads"] = base["n_heads"] // 4
+            base["n_kv_heads"] = max(1, changes.get("n_heads", base["n_heads"]) // 4)
         settings = base | changes
         require_count("d_model", settings["d_model"])
         if matched == "flops":
@@ -290,6 +290,8 @@ def fine_width(d_model: int) -> int:
 def _reference(cls, settings: dict[str, Any]) -> ModelConfig:
     kept = ("vocab_size", "max_seq_len", "n_layers", "d_model", "n_heads", "norm", "activation", "bias")
     shared = {name: settings[name] for name in (*kept, "tie_embeddings") if name in settings}
+    if settings["n_heads"] > 0 and settings["d_model"] % (2 * settings["n_heads"]):  # heads with a width of their own: their sums are those of one
+        shared["n_heads"] = 1
     return cls(**shared, attention="mha", ffn="dense", positions=settings["positions"])
 
 

@@ -4,11 +4,14 @@ Tensors that stay wide in a narrow model, weights drawn later, tensors that are 
 settings and random states given back. Built in chapter 13.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's, malloc.h
 
 
 def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -51,6 +54,19 @@ def require_known(device: torch.device | str) -> None:
     """ValueError for Apple's GPU ("mps"), on which nothing here has been run. Built in chapter 5."""
     if str(device).startswith("mps"):
         raise ValueError(f"device={str(device)!r}: nothing here has been run on Apple's GPU yet; use 'cpu'")
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what is freed for the next step, instead of handing it back and asking for clean pages again.
+
+    For the whole process: a program that trains may do it, a library not. False where there is another allocator.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    largest_block, never = 32 << 20, 2**31 - 1
+    return bool(mallopt(_MMAP_THRESHOLD, largest_block) and mallopt(_TRIM_THRESHOLD, never))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class World:
     """This process among those that train together: `rank`, counted from 0, of `size`.
 
     `World()` is one process alone and asks nothing of torch.distributed; the ranks of a larger one speak through its
-    default group, and each calls `sum`, `any`, `wait`, `mesh` and `grid` as often as the others and in their order.
+    default group, and each calls its methods, `mesh` and `grid` as often as the others and in their order.
     `parallel` says how they hold the model, "ddp" (copies) or "fsdp" (shards), and `expert_parallel` over how many
     neighbours its routed experts are spread; `moemla.parallel.wrap` does it. ValueError unless 0 <= rank < size, and
     `expert_parallel` divides the size.
@@ -142,7 +142,16 @@ class World:
             if self.size == 1 or not lost(error):
                 raise
             said = f"rank {self.rank} has lost the others: one has ended (its own line says why), or the network has"
-            raise MoemlaError(f"{said}; --resume goes on from the last checkpoint") from error
+            reason = " ".join(str(error).split())[-200:]  # the end of it: NCCL's "Last error"
+            raise MoemlaError(f"{said} ({reason}); --resume goes on from the last checkpoint") from error
+
+    def alike(self, number: int) -> bool:
+        """Whether `number` is the same on all ranks."""
+        if self.size == 1:
+            return True
+        ends = torch.tensor([number, -number], device=self._meeting)
+        dist.all_reduce(ends, dist.ReduceOp.MIN)
+        return bool(ends[0] == -ends[1])
 
     def wait(self) -> None:
         """Returns when every rank is here."""

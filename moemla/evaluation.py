@@ -73,7 +73,7 @@ def document_nats(
         for start in range(0, len(document) - 1, context):
             pieces.append((number, np.asarray(document[start : start + context + 1], dtype=np.int64)))
     pieces.sort(key=lambda piece: len(piece[1]))
-    total = torch.zeros(len(documents), dtype=torch.float64)
+    total = torch.zeros(len(documents), dtype=torch.float64, device="cpu")
     with eval_mode(model):
         while pieces:
             longest = len(pieces[-1][1])
@@ -85,7 +85,7 @@ def document_nats(
             targets, lengths = tokens[:, 1:], torch.tensor([len(piece) - 1 for _, piece in batch])
             x = model.features(tokens[:, :-1].clamp(min=0), lengths=lengths)
             nats = _token_nats(model, x.flatten(0, 1), targets.flatten()).view(targets.shape).double()
-            owners = torch.tensor([number for number, _ in batch])
+            owners = torch.tensor([number for number, _ in batch], device="cpu")
             total.index_add_(0, owners, nats.sum(1).cpu())
     wrong = (~total.isfinite()).nonzero()
     if len(wrong):
@@ -98,7 +98,8 @@ def _token_nats(model: LanguageModel, x: Float[Tensor, "n d"], targets: Int[Tens
     """-ln p of each target (N,), 0 for a negative one; the logits of CHUNK rows exist at once."""
     parts = zip(x.split(CHUNK), targets.split(CHUNK), strict=True)
     each = dict(ignore_index=-1, reduction="none")
-    return torch.cat([F.cross_entropy(model.head(rows).float(), scored, **each) for rows, scored in parts])
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.cat([F.cross_entropy(model.head(rows).to(wide), scored, **each) for rows, scored in parts])
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,10 @@ def generate(
     on_token: Callable[[list[int | None]], None] | None = None,
     compiled: bool = False,
 ) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
-    """Continues prompts, a tensor (B, T) or a list of 1-D prompts of any lengths.
+    """Continues prompts with a LanguageModel, wrapped or not: a tensor (B, T), or a list of 1-D prompts of any lengths.
 
     Returns prompt and continuation, of the same kind. temperature 0 is greedy. Row b draws from its own generator,
-    seeded with seed + b or with seed[b], so a story does not depend on its neighbours. `stop` ends a row (the token is
+    seeded with seed + b or with seed[b], whatever its neighbours draw. `stop` ends a row (the token is
     kept; a tensor is filled up with it). `on_token` is called at each step with a token for each row, None for a row
     that has ended. A row ends early at max_seq_len.
     `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed (and the
@@ -161,8 +161,9 @@ def generate(
                 cache.select(kept)
             active = [active[place] for place in kept]
             computed = active if shrinks else computed
-    out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
+    with torch.inference_mode(False):  # what is returned may be trained on
+        out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
 
 
 def _own(cache: Cache, texts: list[list[int]], max_len: int, model: LanguageModel) -> Cache:
@@ -202,6 +203,11 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
     again = again.copy(1)
     again.select(rows)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (*cache.buffers, model.embedding.weight))
+    kind = model.embedding.weight.device.type
+    if torch.is_autocast_enabled(kind):
+        eps = max(eps, torch.finfo(torch.get_autocast_dtype(kind)).eps)
+    elif torch.get_float32_matmul_precision() != "highest":
+        eps = max(eps, 2**-10)  # TF32's
     narrow = eps > 1e-4  # then compare the first layer alone: below it a rounding may turn a router's choice
     try:
         model.features(cache.tokens[rows, :1], cache=again)
@@ -210,6 +216,8 @@ def _filled_by(model: LanguageModel, cache: Cache) -> bool:
             largest, apart = (part.abs().amax((1, 2, 3, 4)) for part in (made, held - made))
             if not (apart <= max(SAME, 4 * eps) * largest).all():
                 return False
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, IndexError):  # other widths, heads or layers
         return False
     return True

@@ -110,8 +110,10 @@ def _table(config: ModelConfig):
             )
 
 
-def _require_one_table(weights: Mapping[str, Tensor], config: ModelConfig, head: str, table: str) -> None:
-    """A head that differs from the embedding has no place in a tied model, and is not left out in silence."""
+def _require_places(weights: Mapping[str, Tensor], config: ModelConfig, side: int, head: str, table: str) -> None:
+    """Nothing is left out in silence: no unknown name, and no tied head that differs from the embedding."""
+    left = sorted(weights.keys() - {name for row in _table(config) for name in row[side]} - {head})
+    require(not left, "weights", left[:3], "these have no place here")
     if config.tie_embeddings and weights.keys() >= {head, table}:
         one = same_storage(weights[head], weights[table]) or torch.equal(weights[head], weights[table])
         require(one, "tie_embeddings", True, f"{head} differs from {table}: False")
@@ -121,9 +123,9 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
     """Tensors by our names (weights, or their gradients) as tensors by the names of DeepseekV3ForCausalLM.
 
     A weight that is not given is left out, and so is the head where it is tied; ValueError for a tied one that differs
-    from the embedding.
+    from the embedding, and for a name that has no place. Views of what is given where they can be.
     """
-    _require_one_table(weights, config, "head.weight", "embedding.weight")
+    _require_places(weights, config, 0, "head.weight", "embedding.weight")
     return {
         name: tensor
         for ours, theirs, (forth, _) in _table(config)
@@ -134,7 +136,7 @@ def weights_to_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -
 
 def weights_from_deepseek_v3(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `weights_to_deepseek_v3`."""
-    _require_one_table(weights, config, "lm_head.weight", "model.embed_tokens.weight")
+    _require_places(weights, config, 1, "lm_head.weight", "model.embed_tokens.weight")
     return {
         name: tensor
         for ours, theirs, (_, back) in _table(config)
@@ -274,7 +276,7 @@ def to_deepseek_v3(model: LanguageModel) -> Any:
     float32 or wider. Head and embedding are one table there if they are one here, whatever the config says. ValueError
     for a setting that it does not have; MoemlaError without transformers.
     """
-    return _as_theirs(model, replace(model.config, tie_embeddings=model.tied), model.state_dict())
+    return _as_theirs(model, model.described, model.state_dict())
 
 
 def _as_theirs(model: LanguageModel, config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
@@ -300,7 +302,7 @@ def _for_every_engine(model: LanguageModel) -> tuple[ModelConfig, dict[str, Tens
     Some engines know no other way, and write wrong text without a word. Rows 0, w/2, 1, w/2 + 1 ... of what is turned
     become 0, 1, 2, 3 ..., in queries and keys alike.
     """
-    c, weights = model.config, dict(model.state_dict())
+    c, weights = model.described, dict(model.state_dict())
     pairs = torch.arange(c.d_rope).view(2, -1).T.flatten().to(model.embedding.weight.device)
     for layer in range(c.n_layers if c.rope_layout == "halves" else 0):
         name = f"blocks.{layer}.attention."
@@ -326,9 +328,6 @@ def from_deepseek_v3(hf_model: Any) -> LanguageModel:
     tied = same_storage(hf_model.lm_head.weight, hf_model.model.embed_tokens.weight)
     config = replace(settings_from_deepseek_v3(hf_model.config), tie_embeddings=tied)
     weights = {name: weight for name, weight in hf_model.state_dict().items() if weight.numel()}
-    read = {name for _, theirs, _ in _table(config) for name in theirs}
-    left = sorted(weights.keys() - read - ({"lm_head.weight"} if config.tie_embeddings else set()))
-    require(not left, "weights", left[:3], "these have no place here")
     weight = hf_model.model.embed_tokens.weight
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):  # its own weights are written over
         model = LanguageModel(config, device=weight.device, dtype=weight.dtype)

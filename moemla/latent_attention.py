@@ -33,14 +33,17 @@ def absorbed_output(context: Float[Tensor, "b h t r"], v_up: nn.Linear, out_proj
 def use_absorbed(absorb: bool | None, steps: int, module: nn.Module) -> bool:
     """Whether to absorb: as asked, else for a single new token.
 
-    ValueError for training with dropout.
+    ValueError for training with dropout, and where `k_up` and `v_up` are not read by their weights alone (adapters).
     """
     lossy = module.training and module.dropout > 0
+    plain = all(isinstance(up, nn.Linear) and up.weight.is_floating_point() for up in (module.k_up, module.v_up))
+    if absorb and not plain:
+        raise ValueError("absorb=True: k_up and v_up are read by their weights, and another kind of layer is there")
     if absorb and lossy:
         raise ValueError(
             "absorb=True: dropout on attention weights makes the absorbed form wrong; use eval() or dropout=0"
         )
-    return (steps == 1 and not lossy) if absorb is None else absorb
+    return (steps == 1 and not lossy and plain) if absorb is None else absorb
 
 
 class MultiHeadLatentAttention(Layer):

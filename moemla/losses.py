@@ -20,7 +20,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         precise = torch.float64 if compute == torch.float64 else torch.float32
         total = torch.zeros((), dtype=precise, device=x.device)
         wants_dx, wants_dweight = ctx.needs_input_grad[:2]
-        dx = torch.empty_like(x) if wants_dx else None
+        wide = precise if x.dtype == torch.float16 else x.dtype  # a loss scale comes in backward only
+        dx = torch.empty_like(x, dtype=wide) if wants_dx else None
         dweight = torch.zeros_like(weight, dtype=precise) if wants_dweight else None
         inputs, matrix = x.to(compute), weight.to(compute)
         line = LINE // compute.itemsize
@@ -49,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wants_dweight:
             dweight /= count
         ctx.save_for_backward(dx, dweight)
-        ctx.weight_dtype = weight.dtype
+        ctx.x_dtype, ctx.weight_dtype = x.dtype, weight.dtype
         return total / count
 
     @staticmethod
@@ -57,7 +58,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: the saved gradients are constants, theirs would be zero
             raise RuntimeError("linear_cross_entropy has no second derivatives; use F.cross_entropy for them")
         dx, dweight = ctx.saved_tensors
-        dx = None if dx is None else dx * upstream.to(dx.dtype)
+        dx = None if dx is None else (dx * upstream.to(dx.dtype)).to(ctx.x_dtype)
         dweight = None if dweight is None else (dweight * upstream.to(dweight.dtype)).to(ctx.weight_dtype)
         return dx, dweight, None, None, None
 

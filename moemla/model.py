@@ -12,6 +12,7 @@ from functools import cache as once
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -157,6 +158,20 @@ class LanguageModel(Layer):
         """Whether head and embedding are one table now, whatever the config said."""
         return same_storage(self.head.weight, self.embedding.weight)
 
+    @property
+    def described(self) -> ModelConfig:
+        """The config as the model is now: head and rotation may have been changed since."""
+        rope = {} if self.rope is None else dict(rope_theta=self.rope.theta, rope_layout=self.rope.layout)
+        return replace(self.config, tie_embeddings=self.tied, **rope)
+
+    def weights(self) -> dict[str, Tensor]:
+        """`state_dict` with each tensor once: no head that is the embedding, no frequencies by the layers' names."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if ".attention.rope." not in name and not (self.tied and name == "head.weight")
+        }
+
     def _apply(self, fn, recurse=True):
         tied = self.tied
         super()._apply(fn, recurse)
@@ -174,6 +189,10 @@ class LanguageModel(Layer):
             if local_metadata.get("assign_to_params_buffers"):
                 table = nn.Parameter(table, requires_grad=self.embedding.weight.requires_grad)
             state_dict |= dict.fromkeys(names, table)
+        shared = f"{prefix}rope.inv_freq"
+        if shared in state_dict:  # learnable, and named once
+            for layer in range(len(self.blocks)):
+                state_dict.setdefault(f"{prefix}blocks.{layer}.attention.rope.inv_freq", state_dict[shared])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     @torch.no_grad()
@@ -223,7 +242,11 @@ class LanguageModel(Layer):
             return self.head(x)
         if lengths is not None:
             targets = targets.masked_fill(~self._valid(tokens, lengths), -1)
-        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+        targets = targets.flatten()
+        if not isinstance(self.head, nn.Linear):  # an adapter, say: its weight is not all of it
+            nats = F.cross_entropy(self.head(x).flatten(0, 1).float(), targets.clamp(min=0), reduction="none")
+            return nats.masked_fill(targets < 0, 0.0).sum() / (targets >= 0).sum().clamp(min=1)
+        return linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets)
 
     @staticmethod
     def _valid(tokens: Int[Tensor, "b t"], lengths: Int[Tensor, "b"]) -> Bool[Tensor, "b t"]:
@@ -308,26 +331,26 @@ class LanguageModel(Layer):
     def save(self, path: str | os.PathLike, tokenizer=None) -> None:
         """Writes config.json and model.safetensors (and tokenizer.json) into the folder `path`.
 
-        A head that is no longer the embedding is written too, and the config says so: tie_embeddings is what is true.
+        The config is `described`: a head that is no longer the embedding is written too, a rope that was changed named.
         Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2, or with experts
         over ranks, every rank calls it, and the first one writes.
         """
         from safetensors.torch import save
 
-        state = self.state_dict()
+        state = self.weights()
         sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # all gather, one writes
-        state = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
-        if sharded and torch.distributed.get_rank():
+        writes = not sharded or torch.distributed.get_rank() == 0
+        for name, tensor in state.items():
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            state[name] = whole.cpu() if sharded and writes else whole if writes else None  # one whole tensor at a time
+        if not writes:
             return
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in state.items()}
-        if self.tied:
-            del weights["head.weight"]
         with replacing(folder / "model.safetensors") as file:
             file.write(save(weights))
-        config = replace(self.config, tie_embeddings=self.tied)
-        write_json(folder / "config.json", {"version": VERSION} | config.to_dict())
+        write_json(folder / "config.json", {"version": VERSION} | self.described.to_dict())
         if tokenizer is not None:
             tokenizer.save(folder / "tokenizer.json")
 

@@ -40,8 +40,15 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """One update of every parameter that has a gradient. ValueError for a parameter that is no matrix."""
+    def step(self, closure=None):
+        """One update of every parameter that has a gradient. ValueError for a parameter that is no matrix.
+
+        A `closure` is called first, with gradients on; what it returns, the loss, is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             alike = defaultdict(list)  # matrices of one shape are treated together
             for parameter in group["params"]:
@@ -49,8 +56,8 @@ class Muon(torch.optim.Optimizer):
                     continue
                 if parameter.dim() not in (2, 3):
                     raise ValueError(f"parameter.shape={tuple(parameter.shape)}: Muon takes matrices")
-                alike[(parameter.shape[-2:], parameter.dtype)].append(parameter)
-            for (shape, _), parameters in alike.items():
+                alike[(parameter.shape[-2:], parameter.dtype, parameter.device)].append(parameter)
+            for (shape, *_), parameters in alike.items():
                 updates = []
                 for parameter in parameters:
                     state = self.state[parameter]
@@ -64,6 +71,7 @@ class Muon(torch.optim.Optimizer):
                 for parameter, update in zip(parameters, stacked.split([len(u) for u in updates]), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     _local(parameter).add_(_part(update, parameter), alpha=-group["lr"] * scale)
+        return loss
 
 
 def _cut(tensor: Tensor) -> bool:
@@ -138,14 +146,16 @@ def make_optimizers(
     ValueError where the one asked for has nothing to train.
     """
     matrices, rest = parameter_groups(model, weight_decay)
+    if not matrices and not rest:
+        raise ValueError("model: all its parameters are frozen")
     if optimizer == "adamw":
         groups = [dict(params=matrices, weight_decay=weight_decay), *rest]
         return [torch.optim.AdamW(_by_mesh(groups), lr=lr, betas=betas, fused=True)]
     if optimizer == "muon" and not matrices:
-        raise ValueError("optimizer='muon': the model has no `blocks` and no MixtureOfExperts; choose 'adamw'")
+        raise ValueError("optimizer='muon': the model has no `blocks` and no MixtureOfExperts to train; choose 'adamw'")
     if optimizer == "muon":
-        adam = torch.optim.AdamW(_by_mesh(rest), lr=lr, betas=betas, fused=True)
-        return [Muon(matrices, lr=lr, weight_decay=weight_decay), adam]
+        adam = [torch.optim.AdamW(_by_mesh(rest), lr=lr, betas=betas, fused=True)] if rest else []
+        return [Muon(matrices, lr=lr, weight_decay=weight_decay), *adam]
     raise ValueError(f"optimizer={optimizer!r}: choose 'muon' or 'adamw'")
 
 
@@ -161,7 +171,7 @@ def _by_mesh(groups: list[dict]) -> list[dict]:
 
 
 def learning_rate(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine from lr to min_lr at `steps` (section 3.3)."""
+    """Linear over `warmup` steps, from lr / warmup to lr, then half a cosine to min_lr at `steps` (section 3.3)."""
     if step < warmup:
         return lr * (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -25,17 +25,20 @@ def wrap(model: nn.Module, world: World, param_dtype: torch.dtype | None = None)
     Every rank must come with the same weights. Gradients become those of the mean of the ranks' losses. With
     `world.expert_parallel` > 1 each of that many neighbours keeps its share of the routed experts. "fsdp" keeps a
     rank's share of everything else, gathered block by block in `param_dtype` (routers always in their own), gradients
-    summed in float32; "ddp" a copy. Make optimizers of what is returned. ValueError for more expert ranks than can be
-    filled.
+    summed in float32; "ddp" a copy. Blocks then take and give `param_dtype` too, where autocast alone keeps what is
+    handed from block to block in float32. Make optimizers of what is returned. ValueError for more expert ranks than
+    can be filled.
     """
     if world.size == 1:
         return model
+    if world.expert_parallel > 1 and not _modules(model, Experts):
+        raise ValueError(f"expert_parallel={world.expert_parallel}: the model has no experts")
     for experts in _modules(model, Experts):
         if world.expert_parallel > 1:
             _spread(experts, world)
     if world.parallel == "fsdp":
         return _sharded(model, world, param_dtype)
-    spread = {id(p) for experts in _modules(model, Experts) if experts.dispatcher for p in experts.parameters()}
+    spread = _spread_parameters(model)
     names = [name for name, parameter in model.named_parameters() if id(parameter) in spread]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
     wrapped = DistributedDataParallel(model)
@@ -45,6 +48,11 @@ def wrap(model: nn.Module, world: World, param_dtype: torch.dtype | None = None)
 
 def _modules(model: nn.Module, kind: type) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def _spread_parameters(model: nn.Module) -> set[int]:
+    """The ids of those of experts that are spread over ranks."""
+    return {id(p) for experts in _modules(model, Experts) if experts.dispatcher for p in experts.parameters()}
 
 
 def _sharded(model: nn.Module, world: World, param_dtype: torch.dtype | None) -> nn.Module:
@@ -173,7 +181,7 @@ class RankDispatcher:
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
     """Each parameter, and whether it is an expert's that is spread over ranks."""
-    spread = {id(p) for experts in _modules(model, Experts) if experts.dispatcher for p in experts.parameters()}
+    spread = _spread_parameters(model)
     for parameter in model.parameters():
         yield parameter, id(parameter) in spread
 

@@ -154,12 +154,11 @@ def _card(job: Job) -> Card:
     """The card of a job; of "cpu" this machine's memory, and its rate as it is measured now."""
     if job.gpu != "cpu":
         return CARDS[job.gpu]
-    import torch
 
     from moemla.measuring import matmul_rate
+    from moemla.precision import DTYPES
 
-    dtype = dict(float32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)[job.precision]
-    rate = matmul_rate("cpu", dtype)
+    rate = matmul_rate("cpu", DTYPES[job.precision])
     return Card(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rate, rate)
 
 

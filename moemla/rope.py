@@ -65,6 +65,7 @@ class RotaryEmbedding(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         self.width, self.max_seq_len, self.theta, self.layout = width, max_seq_len, theta, layout
         self.inv_freq = None
         if learnable:
@@ -132,7 +133,7 @@ class RotaryEmbedding(nn.Module):
         """Turns x (B, H, T, K) by its positions: (B or 1, T), or (first, behind the last); default 0 .. T-1.
 
         ValueError for more than max_seq_len of them; IndexError for a position in a tensor that is outside the table
-        (learnable frequencies have none; a negative one is seen on the CPU only).
+        (learnable frequencies have none; a negative one is seen on the CPU only; a kernel answers with NaN).
         """
         where = (0, x.shape[2]) if positions is None else positions
         if isinstance(where, tuple) and where[1] > self.max_seq_len:
@@ -149,7 +150,7 @@ class RotaryEmbedding(nn.Module):
         if kernels.enabled(x, self.cos):
             from moemla.kernels.rope import rope
 
-            table, first = (None, where[0]) if isinstance(where, tuple) else (where, 0)
+            table, first = (None, where[0]) if isinstance(where, tuple) else (where.to(x.device), 0)
             return rope(x, self.cos, self.sin, table, first, self.layout == "interleaved", False)
         taken = slice(*where) if isinstance(where, tuple) else where
         stay, swap = self.stay[taken], self.swap[taken]  # (T, K), or (C, T, K)

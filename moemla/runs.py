@@ -1,6 +1,7 @@
 """A run's folder: what the run is, and the rows of its log. Built in chapter 13."""
 
 import json
+import math
 import os
 import time
 from collections import deque
@@ -29,8 +30,8 @@ class Progress:
     there; the two lists are of the same steps, from the first layer with experts on, `max_violation` being the largest
     load over the mean, minus one. `utilisation` is the model's FLOPs (3 x forward) over this machine's own
     matrix-multiply rate; `valid_loss` the nats per token on the validation windows, in the rows of steps that were
-    validated. With precision="fp16" there are `loss_scale` and `skipped`, the steps that overflowed; `grad_norm` is
-    None where the row's own did.
+    validated, None where they are no number. With precision="fp16" there are `loss_scale` and `skipped`, the steps that
+    overflowed; `grad_norm` is None where the row's own did.
     """
 
     step: int
@@ -215,10 +216,10 @@ class Log:
             self.window.append(torch.stack(balancer.counts))
         if step % self.settings.log_every and not last and valid_loss is None:
             return
-        mean = torch.stack(self.losses).mean().item()
-        self.losses.clear()
+        losses, self.losses = self.losses, []
         if self.file is None:
             return
+        mean = torch.stack(losses).mean().item()
         elapsed, each = time.perf_counter() - self.begin, self.settings.batch_size * self.settings.seq_len
         rate = (step - self.first) * each / elapsed
         row = Progress(
@@ -231,7 +232,7 @@ class Log:
             utilisation=rate / self.peak_tokens,
             seconds_left=0.0 if last else (self.settings.steps - step) * each / rate,
             grad_norm=float(norm) if norm.isfinite() else None,
-            valid_loss=valid_loss,
+            valid_loss=valid_loss if valid_loss is None or math.isfinite(valid_loss) else None,
         )
         if scaler is not None:
             row.loss_scale, row.skipped = scaler.scale, scaler.skipped

@@ -45,6 +45,7 @@ class Session:
     ):
         settings = run.settings
         self.run, self.world = run, world
+        run.saved = world.any(run.saved)  # a rank that does not see the folder will say so
         seed = torch.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
         seed(settings.seed)
         torch.set_flush_denormal(True)  # denormal gradients make a CPU's products ten times slower
@@ -61,6 +62,9 @@ class Session:
             with world.agreed():
                 state = newest(run.out, lambda path: load_checkpoint(path, self.model, self.optimizers))
                 self.state = START | stored_fields("the state", START, state)
+            step = self.state["step"]
+            if not world.alike(step):
+                raise MoemlaError(f"ranks have read different checkpoints of {run.out}, this one that of step {step}")
         self.scaler = LossScaler(**self.state["scaler"] or {}) if settings.precision == "fp16" else None
         self.saved = self.state["step"]  # of the last checkpoint
         path = run.out / "metrics.jsonl"

@@ -47,15 +47,14 @@ def contents(folder: str | os.PathLike) -> dict[str, Tensor]:
     return {name: torch.empty(one.size, dtype=one.properties.dtype, device="meta") for name, one in tensors.items()}
 
 
-def read(folder: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
-    """Fills `tensors`, in place, from a folder that any number of ranks wrote. Ranks need not wait for each other.
+def read(folder: str | os.PathLike, tensors: dict[str, Tensor], held: dict[str, Tensor]) -> None:
+    """Fills `tensors`, in place, from a folder that any number of ranks wrote; `held` is what `contents` found there.
 
-    MoemlaError for a name or a shape that is not there.
+    Ranks need not wait for each other. MoemlaError for a name or a shape that is not there.
     """
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-    held = contents(folder)
     wanted = {name: _with_axis(tensor) for name, tensor in tensors.items()}
     for name, tensor in wanted.items():
         if name not in held:

@@ -3,8 +3,7 @@
 A contrast is a weighted sum of group means with weights that sum to zero: a difference has (1, -1), the interaction of
 two changes (1, -1, -1, 1). Seed s gives every group the same batches, so a contrast can be taken within each seed
 (paired) or between the groups as if their seeds had nothing in common (Welch). Both are returned, with the correlation
-over seeds that decides which interval is narrower: pairing helps where it is positive and harms where it is negative.
-Built in chapter 15.
+over seeds: of two groups it decides which interval is narrower. Built in chapter 15.
 """
 
 import math
@@ -73,26 +72,33 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
     return _estimate(mean, math.sqrt(variance / n), n - 1, level)
 
 
-def contrast(groups: Iterable[Iterable[float]], weights: Iterable[float], level: float = LEVEL) -> Contrast:
-    """sum_g w_g mean_g over groups that share their seeds, entry s of each being seed s.
+def contrast(
+    groups: Iterable[Iterable[float]],
+    weights: Iterable[float],
+    level: float = LEVEL,
+    shared: Iterable[Iterable[float]] | None = None,
+) -> Contrast:
+    """sum_g w_g mean_g over groups of losses.
 
-    Paired: the sum within each seed, then `estimate`. Welch: the groups' variances apart, degrees of freedom by
-    Welch and Satterthwaite. ValueError unless the groups have one length and the weights sum to zero.
+    Welch: the groups' variances apart, degrees of freedom by Welch and Satterthwaite, groups of any length. Paired: the
+    sum within each seed, then `estimate`, over `shared`, what the groups hold of seeds that all have, entry s of each
+    being one seed (default: all). ValueError unless these have one length and the weights sum to zero.
     """
     groups, weights = [_checked(group) for group in groups], list(weights)
-    lengths = [len(group) for group in groups]
+    shared = groups if shared is None else [_checked(group) for group in shared]
+    lengths = [len(group) for group in shared]
     if len(set(lengths)) != 1 or len(groups) != len(weights):
         raise ValueError(f"weights={weights}: one a group, and as many seeds in each, of which there are {lengths}")
     if abs(math.fsum(weights)) > 1e-12:
         raise ValueError(f"weights={weights}: must sum to zero")
-    seeds = zip(*groups, strict=True)
+    seeds = zip(*shared, strict=True)
     paired = estimate([math.fsum(w * v for w, v in zip(weights, seed, strict=True)) for seed in seeds], level)
     means = [estimate(group, level) for group in groups]
     value = math.fsum(w * mean.value for w, mean in zip(weights, means, strict=True))
     parts = [(w * mean.standard_error) ** 2 for w, mean in zip(weights, means, strict=True)]
-    variance, n = math.fsum(parts), len(groups[0])
-    df = variance**2 / math.fsum(part**2 / (n - 1) for part in parts) if variance else len(groups) * (n - 1)
-    return Contrast(paired, _estimate(value, math.sqrt(variance), df, level), _correlation(groups))
+    variance, dfs = math.fsum(parts), [len(group) - 1 for group in groups]
+    df = variance**2 / math.fsum(part**2 / n for part, n in zip(parts, dfs, strict=True)) if variance else sum(dfs)
+    return Contrast(paired, _estimate(value, math.sqrt(variance), df, level), _correlation(shared))
 
 
 def difference(a: Iterable[float], b: Iterable[float], level: float = LEVEL) -> Contrast:

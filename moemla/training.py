@@ -89,7 +89,7 @@ def train(
     Each rank of a `world` calls this alike and takes its rows of a batch; the losses of the log are means over all, and
     only rank 0 reports, and writes all but the parts of a checkpoint. A signal to one of them ends all after the same
     step. Dropout draws the same numbers on each, so that one random state serves a resume. What one rank cannot do none
-    does; one that is gone the others name, and end.
+    does; one that is gone the others name, and end (over NCCL, torchrun ends them).
 
     ValueError or MoemlaError for settings, data or a folder that do not fit, or a run that another process writes;
     Diverged for a loss or a gradient that is no number: the state before that step is kept, as a checkpoint. The
@@ -101,6 +101,8 @@ def train(
         with ExitStack() as held:
             with world.agreed():
                 device = usable_device(device) if device is not None else default_device()
+                own = world.size == 1 or device.type != "cuda" or device.index in (None, torch.cuda.current_device())
+                require(own, "device", str(device), "each process has a GPU of its own: leave out the number")
                 counts = dict(checkpoint_every=checkpoint_every, validate_every=validate_every, patience=patience)
                 _check_counts(**counts)
                 tokenizer, shard = Tokenizer.load(data / "tokenizer.json"), TokenShard(data / "train.bin")
@@ -162,8 +164,10 @@ def _train(session: Session, model: torch.nn.Module, batches: Batches, validatio
                 window = step * batches.batch_size % batches.windows
                 where = f"step {step + 1} (epoch {batches.epoch(step)}, from window {window} on)"
                 said = session.diverged(step, f"{where}: {error}", **validation.state())
+                speaks = world.first("nan or inf" in str(error))  # the rank that holds the gradient to blame
                 with world.agreed():  # all have seen it, one says it
-                    raise said from error
+                    if speaks in (None, world.rank):
+                        raise said from error
             if step == first and world.main:  # it works: a first step that does not leaves nothing
                 run.begin()
                 log.begin_writing()

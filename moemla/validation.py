@@ -44,14 +44,17 @@ class Validation:
     @torch.no_grad()
     def loss(self, model: LanguageModel, world: World = ALONE) -> float:
         """The score of the model, which is in training mode before and after; the same number on every rank."""
-        total, rows = 0.0, self.settings.batch_size // self.settings.micro_batches
+        settings = self.settings
+        total, rows = 0.0, max(1, settings.batch_size // settings.micro_batches // world.size)  # of a pass in training
         model.eval()
         try:
             for tokens, targets in zip(self.tokens.split(rows), self.targets.split(rows), strict=True):
-                with autocast(self.device.type, self.settings.precision):
+                with autocast(self.device.type, settings.precision):
                     total += model(tokens.to(self.device), targets.to(self.device)).item() * len(tokens)
         finally:
             model.train()
+            if hasattr(model, "reshard"):  # FSDP2's outermost module stays whole until a backward pass
+                model.reshard()
         each = torch.tensor(total / len(self.tokens), dtype=torch.float64, device=self.device)
         return world.sum(each).item() / world.size
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 import moemla
-from moemla import training
+from moemla import sharded, training
 from moemla.balancing import RULES, Balancer
 from moemla.checkpoint import save_checkpoint
 from moemla.config import TrainConfig
@@ -127,9 +127,68 @@ def without_room(folder: str, world: World) -> list[str]:
         said = f"{type(error).__name__}: {error}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    every = [None] * world.size
-    dist.all_gather_object(every, said)
-    return every
+    return every(said, world)
+
+
+def gone(folder: str, world: World) -> list[str]:
+    """What each rank says when rank 0 does not see what the last one wrote."""
+    model = wrap(fresh(torch.float32), world)
+    write = sharded.write
+
+    def unseen(part, tensors):
+        write(part, tensors)
+        if world.rank == world.size - 1:
+            (own,) = part.glob(f"shard-{world.size:05d}-*.safetensors")
+            own.unlink()
+
+    sharded.write = unseen
+    try:
+        save_checkpoint(folder, model, make_optimizers(model), dict(step=9), world=world)
+        said = "saved"
+    except MoemlaError as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        sharded.write = write
+    return every(said, world)
+
+
+def worse(data: str, out: str, world: World) -> int:
+    """The last step of a run that ends at a score that is no better, with a checkpoint behind each step."""
+    how = dict(validate_every=1, checkpoint_every=1, patience=1, world=world)
+    rows = []
+    settings = quick(30, batch_size=ROWS, lr=0.6, warmup=12, optimizer="adamw")
+    moemla.train(micro(n_experts=5), settings, data, out, on_progress=rows.append, **how)
+    return rows[-1].step if rows else 0
+
+
+def spoilt(data: str, out: str, world: World) -> list[str]:
+    """What each rank says of a gradient that is no number in the last one's part."""
+    real = training.gradient_norm
+
+    def poisoned(model, world):
+        if world.rank == world.size - 1:
+            name = "blocks.0.feedforward.experts.w_in"
+            gradients = {path.split("module.")[-1]: parameter.grad for path, parameter in model.named_parameters()}
+            grad = gradients[name]
+            (grad.to_local() if hasattr(grad, "to_local") else grad).fill_(float("nan"))
+        return real(model, world)
+
+    training.gradient_norm = poisoned
+    try:
+        moemla.train(micro(n_experts=5), quick(2, batch_size=ROWS), data, out, world=world)
+        said = "trained"
+    except MoemlaError as error:
+        said = f"{type(error).__name__}: {error}"
+    finally:
+        training.gradient_norm = real
+    return every(said, world)
+
+
+def every(said: str, world: World) -> list[str]:
+    """What each rank says."""
+    all_said = [None] * world.size
+    dist.all_gather_object(all_said, said)
+    return all_said
 
 
 def work(rank: int, size: int, folder: str, resume: bool) -> None:
@@ -155,6 +214,9 @@ def work(rank: int, size: int, folder: str, resume: bool) -> None:
                     single=train(torch.float32, 25, 3e-4, "muon", world),
                     **{kind: train(torch.float32, 6, 3e-4, "muon", world, precision=kind) for kind in ("bf16", "fp16")},
                     full=without_room(f"{folder}/{name}", world),
+                    gone=gone(f"{folder}/{name}", world),
+                    worse=worse(f"{folder}/data", f"{folder}/{name}-worse", world),
+                    spoilt=spoilt(f"{folder}/data", f"{folder}/{name}-spoilt", world) if "experts" in name else None,
                     heard=heard(world) if name in ("ddp", "experts") else None,
                 )
         if rank == 0:

@@ -315,6 +315,18 @@ tests/test_balancing.py::test_quantile_rule_against_sorted_margins
 
 moemla/checkpoint.py
 
+half-a-checkpoint-believed
+What one node of several wrote counts as a checkpoint, and the whole ones are removed.
+- if name not in held or held[name].shape != (tensor.shape or (1,)):
++ if False:
+tests/test_parallel.py::test_what_rank_0_does_not_see_makes_no_checkpoint
+
+unreadable-one-kept-for-a-good-one
+A damaged later checkpoint counts among the last two that are kept.
+- for old in [one for one in checkpoints(run) if one <= target][:-keep]:
++ for old in checkpoints(run)[:-keep]:
+tests/test_checkpoint.py::test_a_later_one_that_could_not_be_read_is_none_of_the_last
+
 nan-weights-enter
 Weights with NaN are loaded, and a bias of NaN makes a plausible wrong model.
 -     if not tensor.to(dtype or tensor.dtype).isfinite().all():
@@ -415,6 +427,12 @@ A reader that leaves (head) ends the training without a checkpoint.
 tests/commands/test_train.py::test_training_goes_on_when_its_reader_has_gone
 
 moemla/runs.py
+
+nan-score-ends-a-run
+A score that is no number ends a training, with words about JSON.
+- valid_loss=valid_loss if valid_loss is None or math.isfinite(valid_loss) else None,
++ valid_loss=valid_loss,
+tests/test_validation.py::test_a_score_that_is_no_number_ends_nothing
 
 data-relative-to-the-start
 The data of a run is looked for where the command is started.
@@ -603,6 +621,18 @@ tests/test_kernel_bench.py::test_plain_is_plain_where_kernels_are_on
 
 moemla/generation.py
 
+written-text-trains-nothing
+What is written cannot be trained on: it was made where torch keeps no record.
+-     with torch.inference_mode(False):  # what is returned may be trained on
++     with torch.inference_mode(True):
+tests/test_generation.py::test_what_is_written_can_be_trained_on
+
+no-memory-is-another-model
+Where memory runs out, the cache is said to be another model's.
+-     except torch.OutOfMemoryError:
+-         raise
+tests/test_generation.py::test_no_memory_is_not_another_models_cache
+
 one-seed-for-all
 All rows of a batch draw the same random numbers.
 - [int(seed) + row for row in range(len(prompts))]
@@ -770,6 +800,12 @@ tests/test_tokenizer.py::test_a_long_story_takes_little_memory
 
 moemla/training.py
 
+rank-0-blames-its-own
+Whichever rank holds the gradient that is no number, rank 0 names its own largest.
+- if speaks in (None, world.rank):
++ if world.main:
+tests/test_parallel.py::test_the_rank_with_the_gradient_to_blame_speaks
+
 loss-of-one-rank
 The log of a run over several ranks holds the loss of the first one alone.
 -     total = world.sum(total) / world.size
@@ -862,6 +898,12 @@ A run begins with the weights of a model that read other tokens under the same n
 tests/test_session.py::test_another_tokenizer_or_none_is_refused
 
 moemla/validation.py
+
+whole-after-a-score
+FSDP2's outermost module stays whole after a score, and no checkpoint can be written behind it.
+-                 model.reshard()
++                 pass
+tests/test_parallel.py::test_a_checkpoint_behind_a_score_that_is_no_better
 
 validation-leaves-eval
 After a validation the model trains in eval mode: no dropout, no counts.

@@ -117,6 +117,7 @@ def together(world: World) -> dict:
         sum=world.sum(torch.tensor([1, 10**world.rank])),
         alone=ALONE.sum(torch.tensor([1, 10**world.rank])),
         any=[world.any(last), world.any(True), world.any(False)],
+        alike=[world.alike(7), world.alike(world.rank)],
         mesh=[world.mesh.size(), world.mesh.get_local_rank()],
     )
 

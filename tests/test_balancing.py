@@ -471,3 +471,8 @@ def test_parts_weighed_by_their_tokens_add_up_to_the_whole():
     close(sum(rows) / 2, switch_loss(route(logits, bias, 2), sequences=4), 1e-12)
     with pytest.raises(ValueError, match="sequences=2: each row has counts of its own"):
         switch_loss(route(logits, bias, 2), sequences=2, counts=torch.ones(5).long())
+
+
+def test_a_pass_without_tokens_has_no_loss():
+    routing = route(torch.zeros(0, 4, requires_grad=True), torch.zeros(4), 2)
+    assert z_loss(routing).item() == switch_loss(routing).item() == 0

@@ -235,3 +235,21 @@ def test_the_readme_tells_what_was_measured():
 def test_wrong_usage(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["decode", "--lengths", "8192"], "lengths"),
+        (["moe", "--backends", "grouped"], "backends"),
+        (["moe", "--batch-size", "8"], "batch_size"),
+        (["kernels", "--variant", "moe-mla-rope", "--seq-len", "4096"], "seq_len"),
+        (["attention", "--compiled", "True"], "compiled"),
+    ],
+)
+def test_an_option_of_another_bench_is_refused(arguments, named):
+    chosen = dict(vars(_parsed(["bench", *arguments, "--device", "cpu"])))
+    for name in ("json", "folder"):
+        del chosen[name]
+    with pytest.raises(ValueError, match=rf"^{named}=.*: bench {arguments[0]} takes none"):
+        bench.run(**chosen)

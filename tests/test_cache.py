@@ -203,6 +203,10 @@ def test_select_repeats_and_reorders_rows(form):
         close(out[row], model(alone)[0, -2:], 1e-10)
     cache.select(torch.tensor([3]))
     assert cache.lengths == [4]
+    before = cache.buffers
+    with pytest.raises(IndexError):
+        cache.select([1])
+    assert cache.buffers is before and cache.lengths == [4]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -103,6 +103,13 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     ]
 
 
+def test_a_later_one_that_could_not_be_read_is_none_of_the_last(tmp_path):
+    """After step 1000 was found damaged a run goes on from 800: what it writes at 900 must not cost 800."""
+    for step in (800, 1000, 900):
+        save_checkpoint(tmp_path, *trained(1), dict(step=step), keep=2)
+    assert [path.name[-4:] for path in checkpoints(tmp_path)] == ["0800", "0900", "1000"]
+
+
 def test_what_a_killed_process_left_is_cleared(tmp_path):
     folder = tmp_path / "checkpoints"
     for name in (".step-00000007.part", ".step-00000002.old"):

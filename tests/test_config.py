@@ -434,3 +434,15 @@ def test_the_papers_recipe():
     (adam,) = make_optimizers(LanguageModel(ModelConfig(), device="meta"), recipe.optimizer)
     assert {group["betas"] for group in adam.param_groups} == {(0.9, 0.95)}
     assert TrainConfig.paper(steps=9, warmup=3, lr=1e-3) == dataclasses.replace(recipe, steps=9, warmup=3, lr=1e-3)
+
+
+def test_heads_with_a_width_of_their_own_have_a_reference():
+    odd = ModelConfig.preset("tiny", "moe-mla-rope", n_heads=3, d_head=32)
+    same = ModelConfig.preset("tiny", "moe-mla-rope").reference()
+    assert complexity.parameters(odd.reference()) == complexity.parameters(same)
+    assert ModelConfig.preset("tiny", "mla-rope", n_heads=3, d_head=32).d_ff >= 8
+
+
+def test_grouped_queries_take_a_quarter_of_the_heads_that_are_there():
+    heads = [ModelConfig.preset("tiny", "gqa-rope", n_heads=n).n_kv_heads for n in (2, 4, 16)]
+    assert heads == [1, 1, 4]

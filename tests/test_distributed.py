@@ -18,7 +18,7 @@ def test_alone():
     assert World.current() == ALONE == World(0, 1) and ALONE.main
     assert ALONE.mesh is None and wrap(model, ALONE) is model
     assert ALONE.sum(numbers) is numbers and numbers.tolist() == [3, 4]
-    assert ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.any(True) and not ALONE.any(False) and ALONE.alike(3)
     ALONE.wait()
     assert not dist.is_initialized()
 

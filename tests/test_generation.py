@@ -311,6 +311,39 @@ def test_the_model_is_left_as_it_was(training):
     model(tokens_of(1, 4), tokens_of(1, 4)).backward()  # and training goes on after inference mode
 
 
+@pytest.mark.parametrize("prompts", [tokens_of(2, 3), [tokens_of(1, 2)[0], tokens_of(1, 4)[0]]], ids=["tensor", "list"])
+def test_what_is_written_can_be_trained_on(prompts):
+    model = model_of().train()
+    for text in generate(model, prompts, 4):
+        text = text[None] if text.dim() == 1 else text
+        model(text[:, :-1], text[:, 1:]).backward()
+    assert model.embedding.weight.grad.abs().sum() > 0
+
+
+def test_a_cache_that_was_filled_in_16_bits_is_this_models():
+    model, prompt = model_of(dtype=torch.float32).eval(), tokens_of(1, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = model.new_cache(1, 20)
+        with torch.no_grad():
+            model(prompt[:, :4], cache=cache)
+        whole = generate(model, prompt, 4, temperature=0)
+        assert generate(model, prompt, 4, temperature=0, cache=cache).shape == whole.shape
+
+
+def test_no_memory_is_not_another_models_cache(monkeypatch):
+    model, prompt = model_of().eval(), tokens_of(1, 6)
+    cache = model.new_cache(1, 20)
+    with torch.no_grad():
+        model(prompt[:, :4], cache=cache)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(model, "features", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        generate(model, prompt, 4, cache=cache)
+
+
 @pytest.mark.parametrize(
     ("tokens", "how", "words"),
     [

@@ -550,3 +550,12 @@ def test_conversions_draw_no_random_numbers_of_the_caller():
     state = torch.get_rng_state()
     interop.from_deepseek_v3(interop.to_deepseek_v3(ours))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_name_without_a_place_is_not_left_out_in_silence():
+    config = config_of("decoupled", norm="rmsnorm", activation="swiglu", bias=False)
+    weights = {f"module.{name}": tensor for name, tensor in LanguageModel(config).state_dict().items()}
+    with pytest.raises(ValueError, match=r"weights=.*module.*these have no place here"):
+        interop.weights_to_deepseek_v3(weights, config)
+    with pytest.raises(ValueError, match="no place here"):
+        interop.weights_from_deepseek_v3({"model.layers.0.self_attn.q_proj.bias": torch.zeros(1)}, config)

@@ -219,3 +219,15 @@ def test_a_step_at_xs_takes_two_fifths_of_the_memory_of_whole_logits():
     assert loss == pytest.approx(wanted, rel=1e-6)
     assert slopes == pytest.approx(wanted_slopes, rel=1e-5)
     assert peak < 0.4 * naive_peak
+
+
+def test_a_loss_scale_in_half_precision():
+    """Two hundred small slopes of float16 rows: scaled after they were rounded they would be zero or inf."""
+    x, weight, targets = example(n=200, d=16, v=50, dtype=torch.float16)
+    with torch.no_grad():
+        weight *= 2e-2
+    (linear_cross_entropy(x, weight, targets, 64) * 2**16).backward()
+    exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, weight))
+    (plain(exact_x, exact_weight, targets) * 2**16).backward()
+    for leaf, exact in ((x, exact_x), (weight, exact_weight)):
+        close(leaf.grad.double(), exact.grad, 2e-2, scale=0)

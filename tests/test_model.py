@@ -169,7 +169,7 @@ def test_tied_weights_are_one_tensor():
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("form", ["mha-learned", "mla-rope", "decoupled-odd"])
+@pytest.mark.parametrize("form", ["mha-learned", "mla-rope", "mla-rope-learnable", "decoupled-odd"])
 def test_save_and_load(form, how, tmp_path):
     model = model_of(form, torch.float32, **HOWS[how])
     for name, buffer in model.named_buffers():
@@ -181,7 +181,7 @@ def test_save_and_load(form, how, tmp_path):
     folder = tmp_path / "new" / "folder"
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    assert config == model.config
+    assert config == model.config == model.described
     weights = load_file(folder / "model.safetensors")
     if config.tie_embeddings:
         assert "head.weight" not in weights
@@ -190,6 +190,55 @@ def test_save_and_load(form, how, tmp_path):
     twin.load_state_dict(weights)
     assert torch.equal(twin.eval()(text), model(text))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("changed", [dict(theta=40.0), dict(layout="interleaved")], ids=str)
+def test_a_rope_that_was_changed_is_saved(tmp_path, changed):
+    model, text = model_of("mla-rope", torch.float32), tokens_of(2, 6)
+    before = model(text)
+    for name, value in changed.items():
+        setattr(model.rope, name, value)
+    assert not torch.equal(model(text), before)
+    model.save(tmp_path)
+    again, _ = load(tmp_path)
+    assert torch.equal(again(text), model(text))
+    assert again.config == model.described != model.config
+
+
+class Adapted(torch.nn.Module):
+    """What an adapter makes of a layer: it has the layer's weight, and adds to what it says."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.more = torch.nn.Linear(base.in_features, base.out_features, bias=False, dtype=base.weight.dtype)
+
+    def forward(self, x):
+        return self.base(x) + self.more(x)
+
+
+@pytest.mark.parametrize("form", ["mla-rope", "decoupled"])
+@pytest.mark.parametrize("name", ["k_up", "v_up"])
+@torch.no_grad()
+def test_an_adapter_is_heard_with_a_cache_too(form, name):
+    model, text = model_of(form), tokens_of(2, 6)
+    attention = model.blocks[0].attention
+    setattr(attention, name, Adapted(getattr(attention, name)))
+    cache = model.new_cache(2, 6)
+    model(text[:, :5], cache=cache)
+    close(model(text[:, 5:], cache=cache), model(text)[:, 5:], 1e-10)
+    with pytest.raises(ValueError, match="another kind of layer is there"):
+        attention(torch.zeros(2, 1, model.config.d_model).double(), model.new_cache(2, 6)[0], absorb=True)
+
+
+def test_an_adapter_of_the_head_is_trained():
+    model, text = model_of(tie_embeddings=False), tokens_of(2, 6)
+    model.head = Adapted(model.head)
+    targets = text.roll(-1, 1).masked_fill(torch.arange(6) == 4, -1)
+    loss = model(text, targets)
+    close(loss, torch.nn.functional.cross_entropy(model(text).flatten(0, 1), targets.flatten(), ignore_index=-1), 1e-6)
+    loss.backward()
+    assert model.head.more.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("narrow", [lambda m: m.bfloat16(), lambda m: m.half()], ids=["bfloat16", "half"])

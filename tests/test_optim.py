@@ -257,3 +257,32 @@ def test_methods_that_a_wrapper_does_not_know(tmp_path):
         story = generate(model, tokens, 4, seed=1)
     with pytest.raises(TypeError, match="model: Sequential holds no LanguageModel"):
         generate(nn.Sequential(nn.Linear(2, 2)), tokens, 4)
+
+
+def test_a_closure_is_called_and_its_loss_returned():
+    weight = nn.Parameter(torch.eye(3))
+    optimizer = Muon([weight], lr=0.1)
+
+    def closure():
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 3 and not torch.equal(weight, torch.eye(3))
+    assert optimizer.step() is None
+
+
+def test_what_is_frozen_is_left_out():
+    model = LanguageModel(ModelConfig.preset("tiny", vocab_size=64, max_seq_len=16))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".experts." in name)
+    (muon,) = make_optimizers(model, "muon")
+    assert isinstance(muon, Muon)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name == "embedding.weight")
+    with pytest.raises(ValueError, match="no MixtureOfExperts to train; choose 'adamw'"):
+        make_optimizers(model, "muon")
+    model.requires_grad_(False)
+    for optimizer in ("muon", "adamw"):
+        with pytest.raises(ValueError, match="all its parameters are frozen"):
+            make_optimizers(model, optimizer)

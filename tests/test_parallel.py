@@ -11,10 +11,12 @@ import moemla
 from moemla.checkpoint import checkpoints
 from moemla.distributed import World
 from moemla.errors import MoemlaError
+from moemla.model import LanguageModel
+from moemla.parallel import wrap
 from tests import layouts
 from tests.helpers import close
 from tests.layouts import LAYOUTS
-from tests.runs import make_data
+from tests.runs import make_data, micro
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,33 @@ def test_a_rank_without_room_is_told_once_and_nothing_is_lost(folder, found, lay
     assert not list((folder / layout / "checkpoints").glob(".*"))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_rank_0_does_not_see_makes_no_checkpoint(folder, found, layout):
+    """Nodes that do not share a folder: a tensor without its last rows would be a smaller whole one."""
+    said = found[layout]["gone"]
+    assert said[0].startswith("MoemlaError") and said[1].startswith("Elsewhere")
+    assert "step-00000009 could not be written" in said[0] and "all ranks must see one folder" in said[0]
+    assert [path.name for path in checkpoints(folder / layout)] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_behind_a_score_that_is_no_better(folder, found, layout):
+    """FSDP2's outermost module is whole after a pass without gradient; a better score's model.save hid it."""
+    end = found[layout]["worse"]
+    assert 0 < end < 30
+    assert checkpoints(folder / f"{layout}-worse")[-1].name == f"step-{end:08d}"
+    assert json.loads((folder / f"{layout}-worse/best/best.json").read_text())["step"] == end - 1
+
+
+@pytest.mark.parametrize("layout", ["experts", "experts-fsdp"])
+def test_the_rank_with_the_gradient_to_blame_speaks(found, layout):
+    said = found[layout]["spoilt"]
+    assert said[0].startswith("Elsewhere") and "blocks.0.feedforward.experts.w_in are nan or inf" in said[1]
+
+
 def test_experts_that_cannot_be_spread_are_refused():
+    with pytest.raises(ValueError, match="expert_parallel=2: the model has no experts"):
+        wrap(LanguageModel(micro(ffn="dense")), World(0, 2, expert_parallel=2))
     with pytest.raises(ValueError, match=r"expert_parallel=3: must divide the number of ranks, 4"):
         World(0, 4, expert_parallel=3)
     with pytest.raises(ValueError, match=r"expert_parallel=2: must divide the number of ranks, 1 \(torchrun starts"):

@@ -106,7 +106,7 @@ def test_what_ranks_hear_of_each_other(run):
         assert found["ranks"] == [rank, size] and found["mesh"] == [size, rank]
         assert found["sum"].tolist() == [size, sum(10**other for other in range(size))]
         assert found["alone"].tolist() == [1, 10**rank]
-        assert found["any"] == [True, True, False]
+        assert found["any"] == [True, True, False] and found["alike"] == [True, False]
 
 
 @pytest.mark.parametrize("idle", [0, 1], ids=["all work", "rank 0 has no token"])

@@ -168,3 +168,13 @@ def test_wrong_arguments():
     cos = torch.ones(1, 2, 2)
     with pytest.raises(ValueError, match="layout='thirds'"):
         apply_rope(torch.randn(1, 1, 2, 4), cos, cos, "thirds")
+
+
+def test_tables_are_as_exact_as_the_default_type():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert RotaryEmbedding(4, 3).cos.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    assert RotaryEmbedding(4, 3).cos.dtype == RotaryEmbedding(4, 3, dtype=torch.float16).cos.dtype == torch.float32

@@ -112,3 +112,11 @@ def test_no_spread_is_no_error():
 def test_what_cannot_be_said_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_groups_of_other_sizes_all_count():
+    a, b = [1.0, 1.4, 0.9, 1.2, 1.3, 1.1], [0.8, 1.0, 0.9]
+    found = statistics.contrast((a, b), (1, -1), shared=(a[:3], b))
+    theirs = stats.ttest_ind(a, b, equal_var=False)
+    assert found.welch.p == pytest.approx(theirs.pvalue) and found.welch.df == pytest.approx(theirs.df)
+    assert found.paired.p == pytest.approx(stats.ttest_rel(a[:3], b).pvalue)

@@ -146,6 +146,13 @@ def test_the_best_of_another_rhythm_is_not_lost(tmp_path, data):
     assert best_of(tmp_path / "run") == kept and read_metrics(tmp_path / "run")[-1].valid_loss > kept["valid_loss"]
 
 
+def test_a_score_that_is_no_number_ends_nothing(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(Validation, "loss", lambda *_: float("nan"))
+    train(micro(), quick(4), data, tmp_path / "run", validate_every=2)
+    assert [row.valid_loss for row in read_metrics(tmp_path / "run")] == [None] * 4
+    assert best_of(tmp_path / "run") is None
+
+
 def test_patience_needs_scores(tmp_path, data):
     with pytest.raises(ValueError, match=r"^patience=2: needs validate_every=N"):
         train(micro(), quick(2), data, tmp_path / "run", patience=2)

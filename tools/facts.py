@@ -142,7 +142,7 @@ def machines() -> str:
     """What the files of `results/` were measured on, and the largest model trained."""
     found = measured_here()
     gpus = sorted({gpu for r in found for gpu in r.provenance["machine"]["gpus"] or ()})
-    cores = max(r.provenance["machine"]["cores"] for r in found if not r.provenance["machine"]["gpus"])
+    cores = max(r.provenance["machine"]["threads"] for r in found if not r.provenance["machine"]["gpus"])
     trained = [r.measures["parameters"] for r in found if "parameters" in r.measures]
     minutes = [r.measures["seconds"] / 60 for r in found if "seconds" in r.measures]
     on = f"on up to {cores} CPU cores, " + (f"benches also on an {', '.join(gpus)}" if gpus else "without a GPU")

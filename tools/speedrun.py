@@ -8,7 +8,6 @@ The rules are book/speedrun.md. A recipe is two configs with its steps fixed; wh
 """
 
 import argparse
-import ctypes
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 from moemla import results
 from moemla.cells import Cell, model_config, train_config
 from moemla.data import prepare
+from moemla.devices import keep_freed_memory
 from moemla.evaluation import evaluate
 from moemla.statistics import difference, estimate
 from moemla.text import read_stories
@@ -33,7 +33,6 @@ MINUTES = {"ten": 10, "twenty": 20, "gpu": 10}
 SEEDS = {"ten": 5, "twenty": 2, "gpu": 5}  # at least, for a row that counts
 CALM = 0.9  # of the cores' time at least is the run's own, or something else was running
 LEVEL = 0.05
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's names, malloc.h
 
 
 @dataclass(frozen=True)
@@ -71,19 +70,6 @@ RECIPES = {
     "moe": Recipe("moe-mla-rope", dict(ten=2500, twenty=5000), model=dict(d_expert=32)),
     "dense": Recipe("mha-rope", dict(ten=3300)),
 }
-
-
-def keep_freed_memory() -> bool:
-    """Lets glibc keep what is freed for the next step, instead of handing it back and asking for clean pages again.
-
-    False where there is another allocator. For the whole process: a program that trains and ends may, a library not.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    largest_block, never = 32 << 20, 2**31 - 1
-    return bool(mallopt(_MMAP_THRESHOLD, largest_block) and mallopt(_TRIM_THRESHOLD, never))
 
 
 def run(cell: Cell, data: Path, track: str) -> results.Result:

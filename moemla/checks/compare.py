@@ -2,7 +2,8 @@
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,17 @@ def require(holds: bool | Tensor, message: str) -> None:
 def normal(*shape: int) -> Tensor:
     """Standard normal numbers in float64."""
     return torch.randn(shape, dtype=torch.float64)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Float32 is the type of what a function makes."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def same(actual: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:

@@ -4,15 +4,14 @@
 over whole rows in float64. `kind` is "joint" or "latent", which says what the tensors are.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moemla.attention import attend_shared, split_heads
-from moemla.checks.compare import check, normal, require, same
+from moemla.checks.compare import check, in_float32, normal, require, same
 from moemla.rope import RotaryEmbedding
 
 CLOSE = 1e-4  # of float32 sums over a few hundred numbers
@@ -20,17 +19,6 @@ SCALE = 0.3  # no power of any width
 SIZES = ((1, 1, 1, 2, 1), (1, 3, 2, 4, 3), (2, 20, 3, 6, 5), (3, 70, 3, 10, 24), (1, 150, 17, 8, 40))
 CUTS = ((16, 16), (17, 16), (40, 32), (256, 64))  # slots of a piece and of a tile, where a function asks
 ROOM = 5  # slots of a storage beyond those that are held
-
-
-@contextmanager
-def _narrow() -> Iterator[None]:
-    """Float32 is the type of what a function makes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @dataclass
@@ -80,7 +68,7 @@ def _case(kind: str, rows: int, slots: int, heads: int, width: int, rank: int, r
 def _compare(call: Callable, case: Case, what: str = "", cut: tuple[int, int] | None = None) -> None:
     lengths = torch.tensor(case.ends, dtype=torch.int32)
     given_rank = {} if "weight" in case.tensors else dict(rank=case.rank)
-    with _narrow(), torch.no_grad():
+    with in_float32(), torch.no_grad():
         out = call(cut=cut, **case.tensors, **given_rank, lengths=lengths, scale=SCALE)
     same(out, case.wanted(), f"{case.said}{what}", CLOSE)
 
@@ -145,7 +133,7 @@ def online_softmax(call: Callable) -> None:
             for hidden in (0, slots // 2):
                 scores = scores.float().double()
                 scores[-1, :hidden] = -torch.inf
-                with _narrow():
+                with in_float32():
                     out = call(scores.float(), values.float(), block)
                 what = f"scores ({heads}, {slots}), {name}, the first {hidden} of the last head hidden, block {block}"
                 same(out, scores.softmax(1) @ values, what, CLOSE)
@@ -158,7 +146,7 @@ def merges_pieces(call: Callable) -> None:
         means, logs = normal(rows, parts, heads, width), 100 * normal(rows, parts, heads)
         logs[0, : parts - 1] = -torch.inf
         means[0, : parts - 1] = 0
-        with _narrow():
+        with in_float32():
             out = call(means.float(), logs.float())
         shape = f"means {tuple(means.shape)}, all but the last of row 0 empty"
         require(isinstance(out, Tensor), f"{shape}: gives {type(out).__name__}, not a tensor")

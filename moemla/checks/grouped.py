@@ -5,12 +5,11 @@ is chapter 6's. Kernels sum in float32: so all is given in it, and held against 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from moemla.checks.compare import check, gradients, normal, require, same
+from moemla.checks.compare import check, gradients, in_float32, normal, require, same
 from moemla.experts import loop
 
 BLOCK = 16  # rows of a tile, where a function asks
@@ -39,17 +38,6 @@ def _routings() -> Iterator[tuple[str, Tensor, int]]:
     yield "all to the last expert", torch.full((18, 1), 4), 5
 
 
-@contextmanager
-def _narrow() -> Iterator[None]:
-    """Float32 is the type of what a function makes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _case(index: Tensor, n_experts: int, d: int = 9, f: int = 5) -> dict[str, Tensor]:
     """x, w_in, w_out, index and gate in float32, with odd widths."""
     drawn = dict(x=normal(len(index), d), w_in=normal(n_experts, d, f), w_out=normal(n_experts, f, d))
@@ -63,7 +51,7 @@ def _leaves(case: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _ends_with(case: dict[str, Tensor], experts: Callable, upstream: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Output and gradients."""
-    with _narrow():
+    with in_float32():
         out = experts(*case.values())
         require(out.shape == upstream.shape, f"output {tuple(out.shape)}, wanted {tuple(upstream.shape)}")
         return out, gradients(out, _leaves(case).values(), upstream.to(out.dtype))
@@ -73,7 +61,7 @@ def _ends_with(case: dict[str, Tensor], experts: Callable, upstream: Tensor) -> 
 def sorts_by_expert(dispatch: Callable) -> None:
     """order is the stable sort of the chosen experts: an expert's slots stay in their order."""
     for name, index, n_experts in _routings():
-        with _narrow():
+        with in_float32():
             order = dispatch(index.clone(), n_experts, BLOCK)[0].tolist()
         right = index.flatten().argsort(stable=True).tolist()
         said = f"{name}: index {tuple(index.shape)}, {n_experts} experts"
@@ -87,7 +75,7 @@ def sorts_by_expert(dispatch: Callable) -> None:
 def says_where(dispatch: Callable) -> None:
     """place is the row of each slot, offsets the first row of each expert, and the end."""
     for name, index, n_experts in _routings():
-        with _narrow():
+        with in_float32():
             _, place, offsets = (part.tolist() for part in dispatch(index.clone(), n_experts, BLOCK)[:3])
         chosen = index.flatten()
         counts = chosen.bincount(minlength=n_experts)
@@ -122,7 +110,7 @@ def takes_views(experts: Callable) -> None:
     """Tokens cut from a larger tensor give what their copy gives; so do the gradients of a sum, one number for all."""
     case = _case(torch.tensor([[0, 2], [2, 1], [0, 1]]), 3)
     x = case["x"].detach()
-    with _narrow():
+    with in_float32():
         out = experts(*case.values())
         right = gradients(out, _leaves(case).values(), torch.ones_like(out))
         views = {
@@ -157,7 +145,7 @@ def experts_in_another_order(experts: Callable) -> None:
     for name, index, n_experts in _routings():
         x, w_in, w_out, index, gate = (tensor.detach() for tensor in _case(index, n_experts).values())
         order = torch.arange(n_experts).roll(1)
-        with _narrow():
+        with in_float32():
             out = experts(x, w_in, w_out, index, gate)
             moved = experts(x, w_in[order], w_out[order], order.argsort()[index], gate)
             turned = experts(x, w_in, w_out, index.flip(1), gate.flip(1))

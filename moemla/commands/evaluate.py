@@ -18,7 +18,7 @@ class Evaluate:
     text: Path | None = None
     """Stories with a line <|endoftext|> between them; default: the validation text of the run's data."""
     context: int | None = None
-    """Tokens a story is scored in at a time; default: the sequence length of the training."""
+    """Tokens a story is scored in at a time; default: the training's sequence length, a saved model's max_seq_len."""
     json: Flag[bool] = False
     """Print one JSON object."""
     device: str | None = None
@@ -34,11 +34,12 @@ class Evaluate:
         model, tokenizer = load(self.run, device_of(self.device))
         if tokenizer is None:
             raise MoemlaError(f"{self.run} has no tokenizer.json")
-        facts, text, context = self.run / "train.json", self.text, self.context
-        if facts.is_file():
-            settings = read_json(facts)
-            text = text or data_folder(self.run) / "valid.txt"
-            context = settings["train"]["seq_len"] if context is None else context
+        text, context = self.text, self.context
+        run = next((place for place in (self.run, self.run.parent) if (place / "train.json").is_file()), None)  # best/
+        if run is not None:
+            text = text or data_folder(run) / "valid.txt"
+            context = read_json(run / "train.json")["train"]["seq_len"] if context is None else context
+        context = model.config.max_seq_len if context is None else context
         if text is None or not text.is_file():
             missing = "" if text is None else f"{text} is not there from here; "
             raise MoemlaError(f"{missing}name the stories to score with --text FILE")
@@ -48,7 +49,7 @@ class Evaluate:
             if math.isinf(score.perplexity):
                 print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
             return
-        print(f"{score.stories:,} stories, {score.tokens:,} tokens, {score.bytes:,} bytes")
+        print(f"{score.stories:,} stories, {score.tokens:,} tokens, {score.bytes:,} bytes, {context} tokens at a time")
         print(f"{score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}")
         print(f"{score.bits_per_byte:.4f} bits per byte")
         if score.load_cv is not None:

@@ -29,8 +29,9 @@ class Plan:
 
     def __call__(self) -> None:
         length = max(ModelConfig.max_seq_len, self.job.seq_len)
-        changes = dict(dropout=self.dropout, max_seq_len=length) | dict(setting(text) for text in self.set)
-        config = ModelConfig.preset(self.size, self.variant, self.matched, self.vocab_size, **changes)
+        changes = dict(vocab_size=self.vocab_size, dropout=self.dropout, max_seq_len=length)
+        changes |= dict(setting(text) for text in self.set)
+        config = ModelConfig.preset(self.size, self.variant, self.matched, **changes)
         answer = planning.plan(config, self.job)
         if self.json:
             print_json(dict(model=config.to_dict(), job=asdict(self.job), plan=asdict(answer)))

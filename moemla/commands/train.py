@@ -16,7 +16,8 @@ TINY, PAPER = TrainConfig(), TrainConfig.paper()
 class Train:
     """Trains a model on prepared data; --resume goes on after an interruption.
 
-    The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores. --recipe paper has other defaults.
+    The defaults (tiny, moe-mla-rope) take less than ten minutes on two CPU cores. --recipe paper has other defaults;
+    the size is --size's.
     """
 
     data: Path
@@ -67,8 +68,10 @@ class Train:
         return _Paper if paper else cls
 
     def __call__(self) -> None:
+        from moemla.devices import keep_freed_memory
         from moemla.distributed import World
 
+        keep_freed_memory()
         world = World.current(self.parallel, self.expert_parallel)
         try:
             self._train(world)
@@ -87,6 +90,8 @@ class Train:
         mine, dense = complexity.parameters(config), complexity.parameters(config.reference())
         apart = mine.total / dense.total - 1
         tell = say if world.main else lambda text: None
+        if self.parallel == "fsdp" and world.size == 1:
+            tell("one process alone: --parallel fsdp takes effect under torchrun")
         tell(
             f"{self.size} {self.variant}: {mine.total:,} parameters, {mine.active / mine.total:.0%} active, "
             f"{apart:+.1%} against dense multi-head attention"
@@ -118,10 +123,10 @@ class Train:
 
         vocab_size = Tokenizer.load(self.data / "tokenizer.json").vocab_size
         length = max(ModelConfig.max_seq_len, self.train_config.seq_len)
-        changes = dict(reading=self.reading, dropout=self.dropout, max_seq_len=length)
+        changes = dict(vocab_size=vocab_size, reading=self.reading, dropout=self.dropout, max_seq_len=length)
         changes |= dict(norm=self.norm, activation=self.activation, bias=not self.no_bias)
         changes |= dict(setting(text) for text in self.set)
-        return ModelConfig.preset(self.size, self.variant, matched=self.matched, vocab_size=vocab_size, **changes)
+        return ModelConfig.preset(self.size, self.variant, matched=self.matched, **changes)
 
 
 @dataclass

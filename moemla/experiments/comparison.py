@@ -166,11 +166,13 @@ class Comparison:
         arms: dict[str, list[Result]] = {}
         for run in runs:
             arms.setdefault(run.settings["tags"]["arm"], []).append(run)
+        for held in arms.values():
+            comparable(*held, differ_in={"seed"})
         scale = runs[0].settings["scale"] if runs else "cpu"
         return {arm.name: arms[arm.name] for arm in self.arms(self.SCALES[scale]) if arm.name in arms}
 
     def contrasts(self, results: Iterable[Result]) -> dict[str, Contrast]:
-        """The registered comparisons whose arms all came through, over the seeds that their arms share."""
+        """The registered comparisons whose arms all came through; within seeds, those that the arms share."""
         arms, out = self.measured(results), {}
         for asked in self.asked:
             if not all(name in arms and all("nats_per_token" in run.measures for run in arms[name])
@@ -179,8 +181,22 @@ class Comparison:
             losses = [by_seed(arms[name]) for name in asked.weights]
             seeds = sorted(set.intersection(*(set(one) for one in losses)))
             if len(seeds) > 1:
-                groups = [[one[seed] for seed in seeds] for one in losses]
-                out[asked.name] = contrast(groups, asked.weights.values())
+                shared = [[one[seed] for seed in seeds] for one in losses]
+                out[asked.name] = contrast([one.values() for one in losses], asked.weights.values(), shared=shared)
+        return out
+
+    def choices(self, results: Iterable[Result]) -> dict[str, str]:
+        """How each swept arm's rate was chosen: by how much over the next best, and whether it is the grid's edge."""
+        tried: dict[str, dict[float, float]] = {}
+        for run in results:
+            train, arm = run.settings["train"], run.settings["tags"]["arm"]
+            if train["seed"] == 0:
+                tried.setdefault(arm, {})[train["lr"]] = run.measures.get("nats_per_token", math.inf)
+        out = {}
+        for arm, held in tried.items():
+            (best, lr), *rest = sorted((loss, lr) for lr, loss in held.items())
+            gap = f", {rest[0][0] - best:.4f} below the next" if rest and rest[0][0] < math.inf else ""
+            out[arm] = f"{lr:g}{gap}" + ", the grid's edge" * (bool(rest) and lr in (min(held), max(held)))
         return out
 
     def at_common_rates(self, results: Iterable[Result]) -> dict[str, dict[float, float]]:
@@ -210,16 +226,21 @@ class Comparison:
         head = f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
         out = [head + f"{'bits/byte':>10}{'cpu s':>7}  load CV in a batch, a sequence"]
         out += [_row(name, runs) for name, runs in self.measured(results).items()]
-        seen = self.contrasts(results)
-        corrected = holm({name: one.welch.p for name, one in seen.items()})
+        seen, there = self.contrasts(results), {run.settings["tags"]["arm"] for run in results}
+        family = [asked for asked in self.asked if asked.weights.keys() <= there]
+        corrected = holm({one.name: seen[one.name].welch.p if one.name in seen else 1.0 for one in family})
         if seen:
-            out += ["", f"{'difference in nats':44}{'Welch, 95 %':22}{'paired':>9}{'corr.':>7}{'p Holm':>9}"]
-        for asked in self.asked:
+            out += ["", f"{'difference in nats':44}{'Welch, 95 %':22}{'paired, 95 %':22}{'corr.':>7}{'p Holm':>9}"]
+        for asked in family:
             if asked.name in seen:
                 out.append(_line(asked, seen[asked.name], corrected[asked.name]))
+            elif seen:
+                out.append(f"{asked.name:44}not judged: an arm diverged, or has too few runs")
+        if chosen := self.choices(results):
+            out += ["", "rates, by one run each:", *(f"{arm:24}{how}" for arm, how in chosen.items())]
         common = self.at_common_rates(results)
         if common:
-            out += ["", "seed 0, all arms at one rate (no interval):"]
+            out += ["", "seed 0, all arms at one rate (one run an arm; an interaction scatters by 0.02):"]
             out += [
                 f"{name:44}" + "  ".join(f"{lr:g}: {value:+.4f}" for lr, value in held.items())
                 for name, held in common.items()
@@ -236,10 +257,10 @@ def _row(name: str, runs: list[Result]) -> str:
     losses = [run.measures["nats_per_token"] for run in runs if "nats_per_token" in run.measures]
     first, rate = runs[0].measures, runs[0].settings["train"]["lr"]
     head = f"{name:24}{first['parameters']:12,}{first['active_parameters']:12,}{rate:8g}{len(losses):6}  "
-    if not losses:
-        return head + "diverged"
+    if len(losses) < len(runs):
+        return head + f"{len(runs) - len(losses)} of {len(runs)} diverged: no mean"
     half = f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
-    runs = [run.measures for run in runs if "nats_per_token" in run.measures]
+    runs = [run.measures for run in runs]
 
     def mean(*path: str) -> float:
         values = [reduce(lambda held, key: held.get(key, {}), path, run) for run in runs]
@@ -255,5 +276,5 @@ def _row(name: str, runs: list[Result]) -> str:
 def _line(asked: Asked, one: Contrast, p: float) -> str:
     within = "" if asked.margin is None else f"  within ± {asked.margin}: p {one.welch.p_within(asked.margin):.3f}"
     correlation = "-" if one.correlation is None else f"{one.correlation:+.2f}"
-    welch = f"{one.welch.value:+.4f} ± {one.welch.half_width:.4f}"
-    return f"{asked.name:44}{welch:22}{f'± {one.paired.half_width:.4f}':>9}{correlation:>7}{p:9.4f}{within}"
+    welch, paired = (f"{each.value:+.4f} ± {each.half_width:.4f}" for each in (one.welch, one.paired))
+    return f"{asked.name:44}{welch:22}{paired:22}{correlation:>7}{p:9.4f}{within}"

@@ -187,7 +187,10 @@ def _worker() -> None:
     """One thread for training, and one that waits: who started this process may be killed, and it goes then too."""
     import torch
 
+    from moemla.devices import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()
     if hasattr(os, "nice"):
         os.nice(19)
 

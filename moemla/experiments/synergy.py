@@ -4,6 +4,8 @@
 at equal total parameters and, with rotary positions, at equal active ones too. Built in chapter 15.
 """
 
+from dataclasses import replace
+
 from moemla.config import ATTENTIONS
 from moemla.experiments.comparison import Arm, Comparison, synergy, versus
 from moemla.experiments.one_run import Scale, scales
@@ -44,4 +46,6 @@ ASKED = (
     versus("mha-rope", "mha"),
 )
 
-EXPERIMENT = Comparison("synergy", scales(pilot=("moe-mla-rope",)), arms, ASKED)
+SQUARE = replace(INTERACTION, margin=0.02)  # by results/synergy/amendment.md
+
+EXPERIMENT = Comparison("synergy", scales(pilot=("moe-mla-rope",)), arms, (SQUARE, *ASKED[1:]))

@@ -31,8 +31,8 @@ def enable(on: bool = True) -> bool:
 
 
 def enabled(*tensors: Tensor) -> bool:
-    """Whether kernels are on and can take these tensors."""
-    return _enabled and usable(*tensors)
+    """Whether kernels are on and can take these tensors; an exported program has none."""
+    return _enabled and not torch.compiler.is_exporting() and usable(*tensors)
 
 
 def usable(*tensors: Tensor) -> bool:

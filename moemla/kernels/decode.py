@@ -1,4 +1,4 @@
-"""One new token against a cache of latents: every latent is read once, and no key or value is ever written.
+"""One new token against a cache of latents: a tile of them is read once if it fits, and no key or value is written.
 
 `latent_decode` is for the paper's cache: a tile of K latents is multiplied up to the keys of one head after another,
 turned to its positions and scored; the V latents are summed as they are (V absorbed). `joint_decode` is for the joint

@@ -47,7 +47,7 @@ def _hidden(z, row, col, mask, width, KIND: tl.constexpr):
             tl.float32
         )
     value = tl.load(z + row * width + col, mask=mask, other=0.0).to(tl.float32)
-    return _gelu(value) if KIND == GELU else value
+    return _gelu(value)
 
 
 # --- rows of an expert times its matrix
@@ -280,8 +280,8 @@ def _check(x, w_in, w_out, index, gate, activation) -> None:
         raise ValueError(f"index.shape={tuple(index.shape)}: must have a row for each of the {len(x)} tokens")
     if not x.dtype == w_in.dtype == w_out.dtype:
         raise ValueError(f"x.dtype={x.dtype}, w_in {w_in.dtype}, w_out {w_out.dtype}: one type for all three")
-    if index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"index.dtype={index.dtype}: must be whole numbers")
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"index.dtype={index.dtype}: must be whole numbers, int32 or int64")
     if index.numel() >= 2**31:
         raise ValueError(f"index.shape={tuple(index.shape)}: rows are counted in 32 bits; split the batch")
 
@@ -327,9 +327,17 @@ def _(x, w_in, w_out, index, gate, activation):
 
 @torch.library.custom_op("moemla::routed_experts_backward", mutates_args=())
 def _grad(
-    grad: Tensor, x: Tensor, w_in: Tensor, w_out: Tensor, gate: Tensor, z: Tensor, where: list[Tensor], activation: str
+    grad: Tensor,
+    x: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    gate: Tensor,
+    z: Tensor,
+    where: list[Tensor],
+    activation: str,
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, w_in, w_out and gate."""
+    """Gradients of x, w_in and w_out, each empty where `needs` says so, and of gate."""
     (n_tokens, top_k), width, kind = gate.shape, w_out.shape[1], _KINDS[activation]
     grad, x, w_in, w_out, gate = (t.contiguous() for t in (grad, x, w_in, w_out, gate))
     where, n_slots = Dispatch(*where), n_tokens * top_k
@@ -344,17 +352,22 @@ def _grad(
             n_slots, grad.shape[1], width, len(w_out), grad.stride(0), TOP_K=top_k, KIND=kind,
             BLOCK_M=block_m, **tile,
         )  # fmt: skip
-        rows = x.new_empty(n_slots, x.shape[1])
-        _rows_of(grad_z, w_in, rows, where, top_k, block_m, transposed=True)
-        grad_x = _summed(rows, where, n_tokens, top_k)
-        grad_in = _gradient_of(x, grad_z, w_in, where, top_k, gather_a=True)
-        grad_out = _gradient_of(h, grad, w_out, where, top_k, gather_b=True)
+        grad_x, grad_in, grad_out = (x.new_empty(0) for _ in range(3))
+        if needs[0]:
+            rows = x.new_empty(n_slots, x.shape[1])
+            _rows_of(grad_z, w_in, rows, where, top_k, block_m, transposed=True)
+            grad_x = _summed(rows, where, n_tokens, top_k)
+        if needs[1]:
+            grad_in = _gradient_of(x, grad_z, w_in, where, top_k, gather_a=True)
+        if needs[2]:
+            grad_out = _gradient_of(h, grad, w_out, where, top_k, gather_b=True)
     return grad_x, grad_in, grad_out, grad_gate.sum(0).view_as(gate).to(gate.dtype)
 
 
 @_grad.register_fake
-def _(grad, x, w_in, w_out, gate, z, where, activation):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, w_in, w_out, gate))
+def _(grad, x, w_in, w_out, gate, z, where, activation, needs):
+    made = zip((x, w_in, w_out, gate), (*needs, True), strict=True)
+    return tuple(t.new_empty(t.shape if need else 0) for t, need in made)
 
 
 def _keep(ctx, inputs, output):
@@ -367,8 +380,9 @@ def _backward(ctx, grads):
     if grads[0] is None:
         return (None,) * 6
     x, w_in, w_out, gate, z, *where = ctx.saved_tensors
-    grad_x, grad_in, grad_out, grad_gate = _grad(grads[0], x, w_in, w_out, gate, z, where, ctx.activation)
-    return grad_x, grad_in, grad_out, None, grad_gate, None
+    needs = list(ctx.needs_input_grad[:3])
+    *made, grad_gate = _grad(grads[0], x, w_in, w_out, gate, z, where, ctx.activation, needs)
+    return *(grad if need else None for grad, need in zip(made, needs, strict=True)), None, grad_gate, None
 
 
 routed_experts.register_autograd(_backward, setup_context=_keep)

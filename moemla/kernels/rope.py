@@ -40,8 +40,8 @@ def _rope(
     s = tl.load(sin + place, mask=kept & inside[:, None], other=float("nan"))
     if INVERSE:
         s = -s
-    low = tl.where(INTERLEAVED, 2 * pair, pair)[None, :]
-    high = tl.where(INTERLEAVED, 2 * pair + 1, pair + half)[None, :]
+    low = tl.where(INTERLEAVED, 2 * pair, pair).to(tl.int64)[None, :]
+    high = tl.where(INTERLEAVED, 2 * pair + 1, pair + half).to(tl.int64)[None, :]
     x += row * x_b + head * x_h + t.to(tl.int64)[:, None] * x_t
     out += row * out_b + head * out_h + t.to(tl.int64)[:, None] * out_t
     a = tl.load(x + low * x_k, mask=kept).to(tl.float32)

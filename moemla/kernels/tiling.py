@@ -25,7 +25,10 @@ def room(tensor: Tensor) -> int:
 
 def block(width: int, most: int) -> int:
     """The power of two that covers a width, between 16 and `most`."""
-    return max(16, min(most, triton.next_power_of_2(width)))
+    size = 16
+    while size < min(width, most):  # comparisons alone: a width may be a symbol of the compiler
+        size *= 2
+    return size
 
 
 # ---- experts
@@ -89,9 +92,11 @@ def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
     """Slots of a tile, and what of the latents (S, R) is multiplied at once: all, where a tile of them can be held."""
     all_r, large = block(rank, 1 << 20), room(tensor) >= LARGE
     row = all_r * tensor.element_size()
-    if row > (1024 if large and tensor.element_size() == 2 else 512):
+    head = 2 * block(half, 1 << 20) * row  # of W^Kr
+    fits = lambda slots, stages: slots * row + stages * head <= room(tensor)  # noqa: E731
+    if row > (1024 if large and tensor.element_size() == 2 else 512) or not fits(64, 2 if row <= 512 else 1):
         return dict(BLOCK_S=32, BLOCK_R=min(64, all_r), HELD=False, num_warps=4, num_stages=1)
-    if large and row <= 512:
+    if large and row <= 512 and fits(128, 3):
         return dict(BLOCK_S=128, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=3)
     return dict(BLOCK_S=64, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=2 if row <= 512 else 1)
 

@@ -5,6 +5,7 @@ value in the unit that its claim prints, and a line of detail. Built in chapter 
 """
 
 import math
+from itertools import pairwise
 
 Value = tuple[int | float, str]
 
@@ -56,11 +57,27 @@ def loss_reduction(before: float, after: float) -> Value:
     return value, f"ln {before} = {math.log(before):.4f}, ln {after} = {math.log(after):.4f}"
 
 
-def nearest_rise(*perplexities: float) -> Value:
-    """Of the rises between two neighbours of Table 4, and MHA to MLA-RoPE of Table 2, the one nearest to 0.8 %."""
-    pairs = list(zip(perplexities[::2], perplexities[1::2], strict=True))
-    rises = [100 * (after / before - 1) for before, after in pairs]
-    return min(rises, key=lambda rise: abs(rise - 0.8)), ", ".join(f"{rise:.2f} %" for rise in rises)
+def beyond_the_sum(neither: float, first: float, second: float, both: float) -> Value:
+    """Change by two things together less the changes by each, in percent; the detail has the same of logarithms."""
+    one, two, together = (100 * (value / neither - 1) for value in (first, second, both))
+    nats = math.log(both) - math.log(first) - math.log(second) + math.log(neither)
+    return together - one - two, f"{together:+.1f} % against {one:+.1f} % and {two:+.1f} %; {nats:+.3f} nats"
+
+
+def architecture_over_scaling(*perplexities: float) -> Value:
+    """The largest gain from MHA to experts at one size, less the smallest from one size of MHA to the next, in %."""
+    dense, moe = perplexities[::2], perplexities[1::2]
+    by_form = [100 * (1 - b / a) for a, b in zip(dense, moe, strict=True)]
+    by_size = [100 * (1 - b / a) for a, b in pairwise(dense)]
+    said = (f"{', '.join(f'{gain:.1f}' for gain in gains)} %" for gains in (by_form, by_size))
+    return max(by_form) - min(by_size), " by form; ".join(said) + " by size"
+
+
+def nearest_larger_dense(*perplexities: float) -> Value:
+    """The least that a size with experts is above the next size of MHA."""
+    dense, moe = perplexities[::2], perplexities[1::2]
+    above = [b - a for a, b in zip(dense[1:], moe, strict=False)]
+    return min(above), ", ".join(f"{distance:+.2f}" for distance in above)
 
 
 def mean(*values: float) -> Value:

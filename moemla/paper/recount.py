@@ -62,8 +62,11 @@ def sizes_of_one_convention(*printed: float) -> Value:
             complexity.parameters(preset(s, positions, bias=bias, tie_embeddings=tied)).total for s in PAPER_SIZES
         ]
         bare = [12 * c["n_layers"] * c["d_model"] ** 2 for c in (SIZES[s] for s in PAPER_SIZES)]  # matrices alone
-        tables = [50257 * SIZES[s]["d_model"] * (1 if tied else 2) for s in PAPER_SIZES]
-        for counts in (totals, [b + t for b, t in zip(bare, tables, strict=True)]):
+        alone = [
+            [b + tokens * SIZES[s]["d_model"] * (1 if tied else 2) for b, s in zip(bare, PAPER_SIZES, strict=True)]
+            for tokens in (50257, 50000)
+        ]
+        for counts in (totals, *alone):
             hits = sum(round(n / MILLION, 1) == p for n, p in zip(counts, printed, strict=True))
             best = max(best, (hits, f"{', '.join(f'{n / MILLION:.2f}' for n in counts)} M"))
     return best

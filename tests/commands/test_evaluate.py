@@ -1,6 +1,7 @@
 """`moemla evaluate`: one object or some lines, from a run, a saved model or a text."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -79,3 +80,15 @@ def test_evaluate_finds_the_data_from_another_folder(data, tmp_path, monkeypatch
     assert main(["train", "--data", data.name, "--out", str(tmp_path / "run"), "--steps", "1", *SMALL]) == 0
     monkeypatch.chdir("/")
     assert main(["evaluate", "--run", str(tmp_path / "run")]) == 0
+
+
+def test_the_best_model_is_scored_as_its_run_is(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    model, tokenizer = load(run)
+    model.save(copy / "best", tokenizer)
+    said = []
+    for folder in (copy, copy / "best"):
+        assert main(["evaluate", "--run", str(folder)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and "16 tokens at a time" in said[0]

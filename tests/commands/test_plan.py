@@ -84,3 +84,8 @@ def test_wrong_usage_is_one_line(arguments, named, capsys):
 def test_the_help_comes_without_torch():
     code = "import sys; from moemla.commands import plan; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_vocabulary_can_be_set_as_any_field(capsys):
+    by_option = said(capsys, "plan", "--vocab-size", "1000", "--json")
+    assert json.loads(said(capsys, "plan", "--set", "vocab_size=1000", "--json")) == json.loads(by_option)

@@ -81,9 +81,15 @@ def test_the_table_is_that_of_the_seeds_and_says_what_was_registered():
     assert TWO.at_common_rates([*sweep, *runs]) == {"two - one": dict.fromkeys(CPU.rates, 0.0)}
     table = TWO.table([*sweep, *runs])
     assert re.search(r"^two .*\b0\.005 +7  1\.11\d\d ± ", table, flags=re.M)
-    assert re.search(r"^two - one +\+0\.1000 ± 0\.\d{4} +± 0\.0000 +\+1\.00", table, flags=re.M)
+    assert re.search(r"^two - one +\+0\.1014 ± 0\.\d{4} +\+0\.1000 ± 0\.0000 +\+1\.00", table, flags=re.M)
+    assert re.search(r"^one +0\.005, 0\.0050 below the next, the grid's edge$", table, flags=re.M)
     diverged = [of_diverged(run) if run.settings["tags"]["arm"] == "third" else run for run in runs]
-    assert "third - one" not in TWO.contrasts([*sweep, *diverged]) and "diverged" in TWO.table([*sweep, *diverged])
+    assert "third - one" not in TWO.contrasts([*sweep, *diverged])
+    table = TWO.table([*sweep, *diverged])
+    assert (
+        re.search(r"^third .* \d of \d diverged: no mean$", table, flags=re.M)
+        and "not judged: an arm diverged" in table
+    )
 
 
 def of_diverged(run):
@@ -105,7 +111,19 @@ def test_a_contrast_of_arms_with_more_and_fewer_seeds_takes_those_they_share():
         for c in TWO.measure("cpu", TEXT, None)
         if c.tags["arm"] != "third"
     ]
-    assert TWO.contrasts(runs)["two - one"].paired.value == pytest.approx(13.0)
+    found = TWO.contrasts(runs)["two - one"]
+    assert found.paired.value == pytest.approx(13.0)
+    lost = {arm: [losses[arm](run.settings["train"]["seed"]) for run in TWO.measured(runs)[arm]] for arm in losses}
+    mean = {arm: sum(values) / len(values) for arm, values in lost.items()}
+    assert found.welch.value == pytest.approx(mean["two"] - mean["one"]) and len(lost["two"]) > len(lost["one"])
+
+
+def test_an_arm_has_one_rate():
+    runs = [measured(cell, 1.0) for cell in TWO.measure("cpu", TEXT, None)]
+    settings = runs[-1].settings
+    other = replace(runs[-1], settings=settings | {"train": settings["train"] | {"lr": 0.03, "min_lr": 0.001}}, key="x")
+    with pytest.raises(ResultError, match=r"train\.lr="):
+        TWO.measured([*runs[:-1], other])
 
 
 # ---- those that are registered
@@ -129,11 +147,10 @@ def test_arms_differ_in_the_question_alone(name):
 
 
 def test_the_primary_question_is_the_interaction():
-    assert find("synergy").asked[0] == synergy(
-        "experts x latents, rotary, equal total", "mha-rope", "moe-mha-rope", "mla-rope", "moe-mla-rope"
-    )
+    square = synergy("experts x latents, rotary, equal total", "mha-rope", "moe-mha-rope", "mla-rope", "moe-mla-rope")
+    assert find("synergy").asked[0] == replace(square, margin=0.02)
     for name in ("synergy-adamw", "synergy-long", "real"):
-        assert find(name).asked[0] == find("synergy").asked[0]
+        assert find(name).asked[0] == square
 
 
 def total(cell):

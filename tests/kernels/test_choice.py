@@ -211,3 +211,24 @@ def test_routing_is_the_same_object(monkeypatch):
     kernel = route(logits, bias, 2)
     assert torch.equal(plain.index, kernel.index) and torch.equal(plain.counts, kernel.counts)
     assert plain.counted is None and kernel.counted is not None
+
+
+def test_an_exported_program_has_no_kernels(monkeypatch):
+    monkeypatch.setattr(kernels, "_enabled", True)
+    monkeypatch.setattr(kernels, "why_not", lambda *tensors: None)
+    assert kernels.enabled(torch.zeros(1))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert not kernels.enabled(torch.zeros(1))
+
+
+@interpreted
+def test_positions_may_lie_on_the_host_and_beyond_the_table_there_is_no_number():
+    rope, x = RotaryEmbedding(4, 8), torch.randn(1, 2, 3, 4)
+    where = torch.tensor([[0, 7, 8]])
+    before = kernels.enable()
+    try:
+        turned = rope(x, where)
+    finally:
+        kernels.enable(before)
+    close(turned[:, :, :2], rope(x[:, :, :2], where[:, :2]), 1e-6)
+    assert turned[:, :, 2].isnan().all()

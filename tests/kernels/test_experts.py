@@ -189,6 +189,23 @@ def test_more_numbers_than_32_bits_count():
         near(out[last], experts(*few, index[last].cpu(), exact(gate[last]), "loop"), way.tolerance)
 
 
+@pytest.mark.parametrize("trained", ["x", "w_in", "w_out", "gate"])
+@pytest.mark.parametrize("width", [5, 80], ids=["narrow", "wide"])
+def test_what_is_frozen_gets_no_gradient(trained, width):
+    if not kernels.INTERPRETED:
+        pytest.skip("kernels are compiled here")
+    torch.manual_seed(0)
+    tensors = dict(x=torch.randn(9, 8), w_in=torch.randn(4, 8, width), w_out=torch.randn(4, width, 8))
+    index = torch.rand(9, 4).topk(2).indices
+    tensors["gate"] = torch.rand(9, 2)
+    tensors[trained].requires_grad_()
+    found = []
+    for backend in ("triton", "loop"):
+        out = experts(tensors["x"], tensors["w_in"], tensors["w_out"], index, tensors["gate"], backend, "gelu")
+        found.append(torch.autograd.grad(out.square().sum(), tensors[trained])[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 def test_what_does_not_fit_is_said():
     if not kernels.INTERPRETED:
         pytest.skip("kernels are compiled here")
@@ -206,6 +223,8 @@ def test_what_does_not_fit_is_said():
         routed_experts(x.half(), w_in, w_out, index, gate, "gelu")
     with pytest.raises(ValueError, match="whole numbers"):
         routed_experts(x, w_in, w_out, index.float(), gate, "gelu")
+    with pytest.raises(ValueError, match=r"index\.dtype=torch\.uint8"):
+        routed_experts(x, w_in, w_out, index.to(torch.uint8), gate, "gelu")
     with pytest.raises(ValueError, match="'relu'"):
         routed_experts(x, w_in, w_out, index, gate, "relu")
 

@@ -137,6 +137,9 @@ EXPECTED = {
     "A21-loss": 100 * (math.log(8.542) - math.log(7.388)) / math.log(8.542),
     "A21-flops-loss": 100 * (math.log(8.542) - math.log(7.012)) / math.log(8.542),
     "A21-degradation": 100 * (7.388 - 7.347) / 7.347,
+    "A23-sum": 100 * (7.388 - 8.971 - 8.091 + 8.542) / 8.542,
+    "A42-scaling": 100 * ((5.12 - 4.44) / 5.12 - (6.23 - 5.12) / 6.23),
+    "A42-larger": 5.51 - 5.12,
     "A25-tokens": 3.2768,
     "A27-target": 6 / 62,
     "A27-drift": -5 / 62,
@@ -197,8 +200,27 @@ def test_interval_against_scipy():
 
 
 STATUSES = {
-    "computed": ["A5-capacity", "A10-r256", "A17-mha", "A25-batch", "A25-tokens", "A26-relative", "T5-fine-space"],
-    "consistent": ["A6-share", "A14-mha", "A21-ppl", "A23-combination", "A34-XS", "T3-mha", "T8-mha-overall"],
+    "computed": [
+        "A5-capacity",
+        "A15-ratio",
+        "A10-r256",
+        "A17-mha",
+        "A25-batch",
+        "A25-tokens",
+        "A26-relative",
+        "T5-fine-space",
+    ],
+    "consistent": [
+        "A3-T2",
+        "A6-share",
+        "A23-sum",
+        "A14-mha",
+        "A21-ppl",
+        "A23-combination",
+        "A34-XS",
+        "T3-mha",
+        "T8-mha-overall",
+    ],
     "contradicted": [
         "A1",
         "A1-rounded",
@@ -207,12 +229,25 @@ STATUSES = {
         "A10-abstract",
         "A17-rebuilt-512",
         "A19-limit",
-        "T7-M-moe",
     ],
     "not run": ["T2-mha", "A23-cells", "A24-moe-mla-rope", "A27-cv"],
-    "undetermined": ["A2-M", "A4-matched", "A10-joint", "A11-mha", "A22", "A31", "A35", "A20-guarantees"],
+    "undetermined": [
+        *("A2-M", "A4-matched", "A10-joint", "A11-mha", "A22", "A31", "A35", "A20-guarantees"),
+        *("A7-r512", "A8-routed", "A12-parameters", "A13-quarter", "A21-degradation", "A28", "T7-M-moe"),
+        *("A42-scaling", "A42-larger"),  # under readings that are ours
+    ],
     "input": ["A25-sequences", "A25-length", "A25-warmup-steps", "T1-M-heads"],
-    "aside": ["A2-convention", "A17-absorbed-512", "A19-quarter-512", "A27-drift", "A27-ratio"],
+    "aside": [
+        "A15-saving",
+        "A16-width",
+        "A18-routing",
+        "A17-rebuilt-2048",
+        "A2-convention",
+        "A17-absorbed-512",
+        "A19-quarter-512",
+        "A27-drift",
+        "A27-ratio",
+    ],
 }
 
 
