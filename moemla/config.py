@@ -290,7 +290,8 @@ def fine_width(d_model: int) -> int:
 def _reference(cls, settings: dict[str, Any]) -> ModelConfig:
     kept = ("vocab_size", "max_seq_len", "n_layers", "d_model", "n_heads", "norm", "activation", "bias")
     shared = {name: settings[name] for name in (*kept, "tie_embeddings") if name in settings}
-    if settings["n_heads"] > 0 and settings["d_model"] % (2 * settings["n_heads"]):  # heads with a width of their own: their sums are those of one
+    heads = settings["n_heads"]
+    if heads > 0 and settings["d_model"] % (2 * heads):  # they have a width of their own: sums are those of one head
         shared["n_heads"] = 1
     return cls(**shared, attention="mha", ffn="dense", positions=settings["positions"])
 

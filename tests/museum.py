@@ -74,8 +74,8 @@ moemla/cache.py
 
 position-off-by-one-after-prefill
 The first generated token gets the position of the last prompt token.
-- return torch.tensor(rows, device=device)[:, None] + torch.arange(steps, device=device)
-+ return (torch.tensor(rows, device=device)[:, None] - (steps == 1)).clamp(min=0) + torch.arange(steps, device=device)
+- return _sent(rows, device)[:, None] + torch.arange(steps, device=device)
++ return (_sent(rows, device)[:, None] - (steps == 1)).clamp(min=0) + torch.arange(steps, device=device)
 tests/test_attention.py::test_cached_equals_uncached
 
 mask-off-by-one
