@@ -152,12 +152,15 @@ def gone(folder: str, world: World) -> list[str]:
     return every(said, world)
 
 
-def worse(data: str, out: str, world: World) -> int:
-    """The last step of a run that ends at a score that is no better, with a checkpoint behind each step."""
+def worse(data: str, out: str, world: World) -> int | str:
+    """The last step of a run that ends at a score that is no better, with a checkpoint behind each step; or its end."""
     how = dict(validate_every=1, checkpoint_every=1, patience=1, world=world)
     rows = []
     settings = quick(30, batch_size=ROWS, lr=0.6, warmup=12, optimizer="adamw")
-    moemla.train(micro(n_experts=5), settings, data, out, on_progress=rows.append, **how)
+    try:
+        moemla.train(micro(n_experts=5), settings, data, out, on_progress=rows.append, **how)
+    except MoemlaError as error:
+        return str(error)
     return rows[-1].step if rows else 0
 
 
