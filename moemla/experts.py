@@ -76,7 +76,7 @@ def masked(x, w_in, w_out, index, gate, activation):
     n_experts, width = w_in.shape[0], w_out.shape[1]
     spread = gate.new_zeros(x.shape[0], n_experts).scatter(1, index, gate)  # (N, E)
     z = x @ rearrange(w_in, "e d f -> d (e f)")  # one product for all experts
-    hidden = activate(rearrange(z, "n (e f) -> n e f", e=n_experts), activation) * spread[..., None].to(z.dtype)
+    hidden = activate(rearrange(z, "n (e f) -> n e f", e=n_experts), activation) * spread[..., None]
     return rearrange(hidden, "n e f -> n (e f)") @ w_out.reshape(n_experts * width, -1)
 
 

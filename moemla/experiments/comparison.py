@@ -237,7 +237,7 @@ class Comparison:
             elif seen:
                 out.append(f"{asked.name:44}not judged: an arm diverged, or has too few runs")
         if chosen := self.choices(results):
-            out += ["", "rates, by one run each:", *(f"{arm:24}{how}" for arm, how in chosen.items())]
+            out += ["", "rates, by one run each:", *(f"{arm:24}{choice}" for arm, choice in chosen.items())]
         common = self.at_common_rates(results)
         if common:
             out += ["", "seed 0, all arms at one rate (one run an arm; an interaction scatters by 0.02):"]
