@@ -60,7 +60,7 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for the next step, instead of handing it back and asking for clean pages again.
 
     For the whole process: a program that trains may do it, a library not. False where there is another allocator. Built
-    in chapter 13.
+    in chapter 15.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
