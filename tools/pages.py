@@ -232,6 +232,8 @@ def _command(run) -> str:
     if run.experiment != "bench":  # which keeps nothing without a folder
         command = re.sub(r" --folder[ =]\S+", "", command)
     words = [word.rpartition("/")[2] for word in command.split()[1:]]
+    if run.experiment == "speedrun":
+        return " ".join(["python -m tools.speedrun", *words])
     before = run.provenance.get("before", {}).get("file", "").partition(".")[0]
     return " ".join(["moemla", *(run.experiment if word == before else word for word in words)])
 

@@ -143,6 +143,14 @@ def test_how_to_reproduce_names_every_commit_of_the_results():
     assert {day for *_, day in rows} <= {run["date"][:10] for run in origins}
 
 
+def test_each_command_there_is_one_that_exists():
+    page = (ROOT / "book" / "reproduce.md").read_text()
+    commands = re.findall(r"^```bash\n(.*?)\n```$", page, re.M | re.S)
+    assert len(commands) > 5
+    for command in commands:
+        assert re.match(r"moemla (experiment|bench) |python -m tools\.speedrun ", command), command
+
+
 def test_every_reference_is_cited():
     keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), re.M)
     pages_of_the_book = [*(ROOT / "book").glob("*.ipynb"), *(ROOT / "book").glob("*.md")]
