@@ -114,6 +114,18 @@ def heard(world: World) -> list[int]:
     return counts
 
 
+def said(call, *arguments, world: World) -> list[str]:
+    """What each rank says of a call, which takes the world too: its error, or that it worked."""
+    try:
+        call(*arguments, world=world)
+        mine = "it worked"
+    except MoemlaError as error:
+        mine = f"{type(error).__name__}: {error}"
+    every = [None] * world.size
+    dist.all_gather_object(every, mine)
+    return every
+
+
 def without_room(folder: str, world: World) -> list[str]:
     """What each rank says when the last one has no room for its part of a checkpoint."""
     model = wrap(fresh(torch.float32), world)
@@ -121,13 +133,9 @@ def without_room(folder: str, world: World) -> list[str]:
     if world.rank == world.size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        save_checkpoint(folder, model, make_optimizers(model), dict(step=9), world=world)
-        said = "saved"
-    except MoemlaError as error:
-        said = f"{type(error).__name__}: {error}"
+        return said(save_checkpoint, folder, model, make_optimizers(model), dict(step=9), world=world)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    return every(said, world)
 
 
 def gone(folder: str, world: World) -> list[str]:
@@ -143,13 +151,9 @@ def gone(folder: str, world: World) -> list[str]:
 
     sharded.write = unseen
     try:
-        save_checkpoint(folder, model, make_optimizers(model), dict(step=9), world=world)
-        said = "saved"
-    except MoemlaError as error:
-        said = f"{type(error).__name__}: {error}"
+        return said(save_checkpoint, folder, model, make_optimizers(model), dict(step=9), world=world)
     finally:
         sharded.write = write
-    return every(said, world)
 
 
 def worse(data: str, out: str, world: World) -> int | str:
@@ -178,20 +182,9 @@ def spoilt(data: str, out: str, world: World) -> list[str]:
 
     training.gradient_norm = poisoned
     try:
-        moemla.train(micro(n_experts=5), quick(2, batch_size=ROWS), data, out, world=world)
-        said = "trained"
-    except MoemlaError as error:
-        said = f"{type(error).__name__}: {error}"
+        return said(moemla.train, micro(n_experts=5), quick(2, batch_size=ROWS), data, out, world=world)
     finally:
         training.gradient_norm = real
-    return every(said, world)
-
-
-def every(said: str, world: World) -> list[str]:
-    """What each rank says."""
-    all_said = [None] * world.size
-    dist.all_gather_object(all_said, said)
-    return all_said
 
 
 def work(rank: int, size: int, folder: str, resume: bool) -> None:
