@@ -89,7 +89,7 @@ class MultiHeadLatentAttention(Layer):
         """Whether a single new token goes through the decode kernel, which has tables of angles and latents only."""
         fits = q.shape[2] == 1 and isinstance(cache.cache, LatentCache) and q.shape[3] % 2 == 0
         fits = fits and (self.rope is None or self.rope.inv_freq is None) and use_absorbed(absorb, 1, self)
-        return fits and kernels.enabled(q, self.k_up.weight)
+        return fits and kernels.decodes(q, self.k_up.weight, self.k_up.in_features, joint=False)
 
     def _decode(self, q, k_latent, v_latent, held) -> Float[Tensor, "b 1 d"]:
         from moemla.kernels.decode import latent_decode
@@ -185,7 +185,7 @@ class DecoupledLatentAttention(Layer):
         if cache is not None and use_absorbed(absorb, steps, self):
             weight = self.k_up.weight.unflatten(0, (self.n_heads, -1))  # (H, d_nope, R)
             q = torch.cat((q_nope @ weight, q_rope), dim=-1)
-            if steps == 1 and kernels.enabled(q, joint):
+            if steps == 1 and kernels.decodes(q, joint, self.latent_dim, joint=True):
                 from moemla.kernels.decode import joint_decode
 
                 held = cache.held(steps, x.device)

@@ -928,8 +928,22 @@ kernel-lengths-ignored
 A short row of a batch sees the slots of the longest one.
 -         last = tl.minimum(last, tl.load(lengths + row).to(tl.int32))
 +         last = last
-      head, lane, tail
+      head = tl.program_id(2)
 tests/kernels/test_decode.py -k 'interpreted and unequal'
+
+kernel-heads-of-the-first-program
+Where heads are more than one program takes, each program works on the first of them.
+-     head = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
++     head = tl.arange(0, BLOCK_H)
+tests/kernels/test_decode.py -k 'interpreted and joint and programs'
+
+moemla/kernels/tiling.py
+
+tile-larger-than-the-chip
+The joint decode takes its tile whether or not the GPU's shared memory holds it.
+-         if held <= room(tensor):
++         if held:
+tests/kernels/test_tiling.py -k of_latents_fits
 
 moemla/kernels/dispatch.py
 

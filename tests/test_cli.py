@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import moemla
-from moemla import checkpoint
+from moemla import bench, checkpoint, devices
 from moemla.checkpoint import load
 from moemla.cli import main
 from moemla.commands import COMMANDS
@@ -192,3 +193,11 @@ def test_the_command_starts_without_what_it_does_not_need():
     code = "import moemla.cli, sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"datasets", "matplotlib", "scipy", "transformers", "triton", "yaml"} & set(out)
+
+
+def test_a_bench_of_training_keeps_freed_memory_as_training_does(monkeypatch):
+    kept = []
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: kept.append("train"))
+    monkeypatch.setattr(bench, "run", lambda **chosen: SimpleNamespace(measures=dict(rows=[])))
+    assert main(["bench", "decode"]) == main(["bench", "train"]) == 0
+    assert kept == ["train"]

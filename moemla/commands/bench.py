@@ -57,6 +57,10 @@ class Bench:
         require(
             0 <= self.seconds < math.inf, "seconds", self.seconds, "must be a number, 0 (the fewest passes) or more"
         )
+        if self.what == "train":
+            from moemla.devices import keep_freed_memory
+
+            keep_freed_memory()  # as `moemla train` does; both sides of the bench have it
         result = bench.run(**{name: value for name, value in vars(self).items() if name not in ("json", "folder")})
         if self.folder is not None:
             from moemla import results

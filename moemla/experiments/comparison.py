@@ -8,7 +8,7 @@ stands in the experiment's `registration.md`, which was committed before its fir
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,9 @@ def synergy(name: str, neither: str, first: str, second: str, both: str) -> Aske
 class Comparison:
     """An experiment of arms; see the package's docstring for what its attributes are to the runner.
 
-    `arms` gives them for a scale. `asked`: the registered comparisons, the first one being the primary. `differ_in`:
-    the settings in which its arms may differ, as in `results.comparable`.
+    `arms` gives them for a scale. `asked`: the registered comparisons, the first one being the primary. `beside`: those
+    that are predicted and not in their family, printed without a corrected p. `differ_in`: the settings in which its
+    arms may differ, as in `results.comparable`.
     """
 
     NAME: str
@@ -77,6 +78,7 @@ class Comparison:
     arms: Callable[[Scale], list[Arm]]
     asked: tuple[Asked, ...]
     differ_in: tuple[str, ...] = ("variant",)
+    beside: tuple[Asked, ...] = ()
     sweep_of: "Comparison | None" = None  # whose sweep chooses the rates, where it has none of its own
     FILES: bool = False  # whether it is asked of text files alone
 
@@ -172,9 +174,9 @@ class Comparison:
         return {arm.name: arms[arm.name] for arm in self.arms(self.SCALES[scale]) if arm.name in arms}
 
     def contrasts(self, results: Iterable[Result]) -> dict[str, Contrast]:
-        """The registered comparisons whose arms all came through; within seeds, those that the arms share."""
+        """The comparisons whose arms all came through; within seeds, those that the arms share."""
         arms, out = self.measured(results), {}
-        for asked in self.asked:
+        for asked in (*self.asked, *self.beside):
             if not all(name in arms and all("nats_per_token" in run.measures for run in arms[name])
                        for name in asked.weights):  # fmt: skip
                 continue
@@ -221,20 +223,28 @@ class Comparison:
         }
 
     def table(self, results: Iterable[Result]) -> str:
-        """Each arm at its own rate, then each registered comparison: paired and Welch, corrected by Holm."""
+        """Each arm at its own rate, then each registered comparison: paired and Welch, corrected by Holm.
+
+        MFLOPs: forward, a token. Loads: CV in a batch and in a sequence, and how many times as much lies above the
+        floor of uniform routing in a sequence, sqrt(CV^2 - floor^2). cpu s: of the first arm over those of the second.
+        """
         results = list(results)
-        head = f"{'arm':24}{'params':>12}{'active':>12}{'rate':>8}{'seeds':>6}  {'nats per token, 95 %':22}"
-        out = [head + f"{'bits/byte':>10}{'cpu s':>7}  load CV in a batch, a sequence"]
-        out += [_row(name, runs) for name, runs in self.measured(results).items()]
+        head = f"{'arm':24}{'params':>12}{'active':>12}{'MFLOPs':>8}{'rate':>8}{'seeds':>6}"
+        head += f"  {'nats per token, 95 %':22}{'bits/byte':>10}{'cpu s':>7}"
+        out = [f"{head}  load CV in a batch, a sequence, above floors"]
+        measured = self.measured(results)
+        out += [_row(name, runs) for name, runs in measured.items()]
         seen, there = self.contrasts(results), {run.settings["tags"]["arm"] for run in results}
         family = [asked for asked in self.asked if asked.weights.keys() <= there]
         corrected = holm({one.name: seen[one.name].welch.p if one.name in seen else 1.0 for one in family})
         if seen:
-            out += ["", f"{'difference in nats':44}{'Welch, 95 %':22}{'paired, 95 %':22}{'corr.':>7}{'p Holm':>9}"]
-        for asked in family:
+            head = f"{'difference in nats':44}{'Welch, 95 %':22}{'paired, 95 %':22}{'corr.':>7}{'p Holm':>9}"
+            out += ["", head + f"{'cpu s':>7}"]
+        for asked in (*family, *self.beside):
             if asked.name in seen:
-                out.append(_line(asked, seen[asked.name], corrected[asked.name]))
-            elif seen:
+                clock = _clock(*(measured[arm] for arm in asked.weights)) if len(asked.weights) == 2 else ""
+                out.append(_line(asked, seen[asked.name], corrected.get(asked.name), clock))
+            elif seen and asked in family:
                 out.append(f"{asked.name:44}not judged: an arm diverged, or has too few runs")
         if chosen := self.choices(results):
             out += ["", "rates, by one run each:", *(f"{arm:24}{choice}" for arm, choice in chosen.items())]
@@ -256,25 +266,35 @@ def by_seed(runs: Iterable[Result]) -> dict[int, float]:
 def _row(name: str, runs: list[Result]) -> str:
     losses = [run.measures["nats_per_token"] for run in runs if "nats_per_token" in run.measures]
     first, rate = runs[0].measures, runs[0].settings["train"]["lr"]
-    head = f"{name:24}{first['parameters']:12,}{first['active_parameters']:12,}{rate:8g}{len(losses):6}  "
+    head = f"{name:24}{first['parameters']:12,}{first['active_parameters']:12,}"
+    head += f"{first.get('flops_per_token', math.nan) / 1e6:8.2f}{rate:8g}{len(losses):6}  "
     if len(losses) < len(runs):
         return head + f"{len(runs) - len(losses)} of {len(runs)} diverged: no mean"
     half = f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
-    runs = [run.measures for run in runs]
-
-    def mean(*path: str) -> float:
-        values = [reduce(lambda held, key: held.get(key, {}), path, run) for run in runs]
-        values = [value for value in values if value != {}]
-        return sum(values) / len(values) if values else math.nan
-
+    mean = partial(_mean, runs)
     said = f"{f'{sum(losses) / len(losses):.4f}{half}':22}{mean('bits_per_byte'):10.4f}{mean('cpu_seconds'):7.0f}"
     if "loads" in first:
-        said += "".join(f"{mean('loads', window, 'cv'):8.3f}" for window in ("batch", "sequence"))
+        each = [(mean("loads", window, "cv"), mean("loads", window, "cv_floor")) for window in ("batch", "sequence")]
+        batch, sequence = (math.sqrt(max(cv**2 - floor**2, 0)) for cv, floor in each)
+        said += "".join(f"{cv:8.3f}" for cv, _ in each) + (f"{sequence / batch:8.1f}" if batch else f"{'-':>8}")
     return head + said
 
 
-def _line(asked: Asked, one: Contrast, p: float) -> str:
+def _mean(runs: list[Result], *path: str) -> float:
+    """The mean of a measure over the runs that have it."""
+    values = [reduce(lambda held, key: held.get(key, {}), path, run.measures) for run in runs]
+    values = [value for value in values if value != {}]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _clock(first: list[Result], second: list[Result]) -> str:
+    """Processor seconds of the first arm over those of the second."""
+    return f"x{_mean(first, 'cpu_seconds') / _mean(second, 'cpu_seconds'):.2f}"
+
+
+def _line(asked: Asked, one: Contrast, p: float | None, clock: str) -> str:
     within = "" if asked.margin is None else f"  within ± {asked.margin}: p {one.welch.p_within(asked.margin):.3f}"
     correlation = "-" if one.correlation is None else f"{one.correlation:+.2f}"
     welch, paired = (f"{each.value:+.4f} ± {each.half_width:.4f}" for each in (one.welch, one.paired))
-    return f"{asked.name:44}{welch:22}{paired:22}{correlation:>7}{p:9.4f}{within}"
+    corrected = "-" if p is None else f"{p:.4f}"
+    return f"{asked.name:44}{welch:22}{paired:22}{correlation:>7}{corrected:>9}{clock:>7}{within}"

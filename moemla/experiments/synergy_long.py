@@ -6,7 +6,7 @@ Each arm at the rate that the sweep of `synergy` chose. Built in chapter 15.
 from dataclasses import replace
 
 from moemla.experiments import synergy
-from moemla.experiments.comparison import Arm, Comparison
+from moemla.experiments.comparison import Arm, Comparison, versus
 from moemla.experiments.one_run import CPU, Scale, scales
 
 
@@ -20,5 +20,6 @@ EXPERIMENT = Comparison(
     scales(replace(CPU, seeds=3)),
     arms,
     (synergy.INTERACTION,),
+    beside=(versus("moe-mla-rope", "mha-rope"),),
     sweep_of=synergy.EXPERIMENT,
 )

@@ -35,6 +35,22 @@ def enabled(*tensors: Tensor) -> bool:
     return _enabled and not torch.compiler.is_exporting() and usable(*tensors)
 
 
+def decodes(q: Tensor, other: Tensor, rank: int, joint: bool) -> bool:
+    """Whether a decode kernel can take queries (B, H, ..., K) of latents R wide: `enabled`, and a tile can be held."""
+    if not enabled(q, other):
+        return False
+    from moemla.kernels import tiling
+
+    heads, width = q.shape[1], q.shape[-1]
+    if joint:
+        tile = tiling.joint_decode(q, heads, rank, width - rank)
+    else:
+        tile = tiling.latent_decode(q, heads, width // 2, rank)
+    if tile is None and not torch.compiler.is_compiling():
+        _warn(f"latents {rank} wide in {q.dtype} do not fit into the shared memory of a program")
+    return tile is not None
+
+
 def usable(*tensors: Tensor) -> bool:
     """Whether kernels can take these tensors; says once why not.
 

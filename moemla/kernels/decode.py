@@ -49,7 +49,8 @@ def _latent_decode(
     last = tl.minimum(n_slots, (part + 1) * piece)
     if RAGGED:
         last = tl.minimum(last, tl.load(lengths + row).to(tl.int32))
-    head, lane, pair = tl.arange(0, BLOCK_H), tl.arange(0, ALL_R), tl.arange(0, BLOCK_K)
+    first_head = tl.program_id(2) * BLOCK_H
+    head, lane, pair = first_head + tl.arange(0, BLOCK_H), tl.arange(0, ALL_R), tl.arange(0, BLOCK_K)
     low = tl.where(INTERLEAVED, 2 * pair, pair)
     high = tl.where(INTERLEAVED, 2 * pair + 1, pair + half)
     real = pair < half
@@ -70,7 +71,7 @@ def _latent_decode(
         kept = k_latent + row * k_b + slot[:, None] * k_s
         if HELD:
             latent = tl.load(kept + lane[None, :], mask=held[:, None] & (lane < rank)[None, :], other=0.0)
-        for h in range(0, n_heads):
+        for h in range(first_head, tl.minimum(first_head + BLOCK_H, n_heads)):
             keys = tl.zeros((BLOCK_S, 2 * BLOCK_K), tl.float32)  # of this head, the two dimensions of a pair together
             for r0 in tl.static_range(0, ALL_R, BLOCK_R):
                 r = r0 + tl.arange(0, BLOCK_R)
@@ -109,7 +110,8 @@ def _joint_decode(
     last = tl.minimum(n_slots, (part + 1) * piece)
     if RAGGED:
         last = tl.minimum(last, tl.load(lengths + row).to(tl.int32))
-    head, lane, tail = tl.arange(0, BLOCK_H), tl.arange(0, ALL_R), tl.arange(0, ALL_ROPE)
+    head = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
+    lane, tail = tl.arange(0, ALL_R), tl.arange(0, ALL_ROPE)
     some = (head < n_heads)[:, None]
     asked = q + (row * n_heads + head[:, None]) * (rank + rope)
     query = tl.load(asked + lane[None, :], mask=some & (lane < rank)[None, :], other=0.0)
@@ -180,6 +182,12 @@ def _check_rows(n_slots: int, lengths: Tensor | None, batch: int) -> Tensor | No
     return lengths.contiguous()
 
 
+def _there_is(tile: tiling.Meta | None, rank: int) -> tiling.Meta:
+    if tile is None:
+        raise ValueError(f"rank={rank}: no tile of latents this wide fits into the shared memory; see kernels.decodes")
+    return tile
+
+
 def _dense_rows(tensor: Tensor) -> Tensor:
     """Itself where each row (last dimension) lies without gaps, else a copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
@@ -222,17 +230,16 @@ def latent_decode(
     if batch == 0:
         return q.new_empty(0, heads, rank)
     half = width // 2
-    tile = tiling.latent_decode(q, heads, half, rank)
+    tile = _there_is(tiling.latent_decode(q, heads, half, rank), rank)
     piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
-        _latent_decode[(batch, parts)](
+        _latent_decode[(batch, parts, triton.cdiv(heads, tile["BLOCK_H"]))](
             q, k_latent, v_latent, weight, q if bias is None else bias.contiguous(), cos.contiguous() if turned else q,
             sin.contiguous() if turned else q, q if lengths is None else lengths, pieces, sums,
             heads, rank, n_slots, piece, scale, *k_latent.stride()[:2], *v_latent.stride()[:2],
             half=half, TURNED=turned, INTERLEAVED=interleaved, BIASED=bias is not None, RAGGED=lengths is not None,
-            BLOCK_H=max(16, triton.next_power_of_2(heads)), BLOCK_K=max(16, triton.next_power_of_2(half)),
-            ALL_R=max(16, triton.next_power_of_2(rank)), **tile,
+            BLOCK_K=max(16, triton.next_power_of_2(half)), ALL_R=max(16, triton.next_power_of_2(rank)), **tile,
         )  # fmt: skip
         return _join(pieces, sums, out)
 
@@ -259,15 +266,14 @@ def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, sc
     q, joint = q.contiguous(), _dense_rows(joint)
     if batch == 0:
         return q.new_empty(0, heads, rank)
-    tile = tiling.joint_decode(q, heads, rank, width - rank)
+    tile = _there_is(tiling.joint_decode(q, heads, rank, width - rank), rank)
     piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
-        _joint_decode[(batch, parts)](
+        _joint_decode[(batch, parts, triton.cdiv(heads, tile["BLOCK_H"]))](
             q, joint, q if lengths is None else lengths, pieces, sums, heads, rank, width - rank, n_slots, piece,
             scale, *joint.stride()[:2], RAGGED=lengths is not None,
-            BLOCK_H=max(16, triton.next_power_of_2(heads)), ALL_R=max(16, triton.next_power_of_2(rank)),
-            ALL_ROPE=max(16, triton.next_power_of_2(width - rank)), **tile,
+            ALL_R=max(16, triton.next_power_of_2(rank)), ALL_ROPE=max(16, triton.next_power_of_2(width - rank)), **tile,
         )  # fmt: skip
         return _join(pieces, sums, out)
 

@@ -88,24 +88,38 @@ def route() -> Meta:
 # ---- decode
 
 
-def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta:
-    """Slots of a tile, and what of the latents (S, R) is multiplied at once: all, where a tile of them can be held."""
+def heads_of(heads: int, rank: int) -> int:
+    """Heads of one program, whose sums (H, R) are held in registers."""
+    return block(heads, min(64, max(16, 16_384 // block(rank, 1 << 20))))
+
+
+def latent_decode(tensor: Tensor, heads: int, half: int, rank: int) -> Meta | None:
+    """Slots of a tile, and what of the latents (S, R) is multiplied at once: all, where a tile of them can be held.
+
+    None where not even the values of a small tile can be.
+    """
     all_r, large = block(rank, 1 << 20), room(tensor) >= LARGE
-    row = all_r * tensor.element_size()
+    block_h, row = heads_of(heads, rank), all_r * tensor.element_size()
     head = 2 * block(half, 1 << 20) * row  # of W^Kr
     fits = lambda slots, stages: slots * row + stages * head <= room(tensor)  # noqa: E731
     if row > (1024 if large and tensor.element_size() == 2 else 512) or not fits(64, 2 if row <= 512 else 1):
-        return dict(BLOCK_S=32, BLOCK_R=min(64, all_r), HELD=False, num_warps=4, num_stages=1)
-    if large and row <= 512 and fits(128, 3):
-        return dict(BLOCK_S=128, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=3)
-    return dict(BLOCK_S=64, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=2 if row <= 512 else 1)
+        if 32 * row + head * min(64, all_r) // all_r > room(tensor):
+            return None
+        return dict(BLOCK_S=32, BLOCK_H=block_h, BLOCK_R=min(64, all_r), HELD=False, num_warps=4, num_stages=1)
+    slots, stages = (128, 3) if large and row <= 512 and fits(128, 3) else (64, 2 if row <= 512 else 1)
+    return dict(BLOCK_S=slots, BLOCK_H=block_h, BLOCK_R=all_r, HELD=True, num_warps=8, num_stages=stages)
 
 
-def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta:
-    """Slots of a tile of joint rows (S, R + rope)."""
-    if tensor.element_size() == 4:
-        return dict(BLOCK_S=32, num_warps=4, num_stages=1)  # 100 KiB at size M
-    return dict(BLOCK_S=64 if rank + rope <= 352 else 32, num_warps=4, num_stages=3)
+def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta | None:
+    """Slots of a tile of joint rows (S, R + rope), and how many tiles are on their way; None where none fits."""
+    size, most = tensor.element_size(), heads_of(heads, rank)
+    row = (block(rank, 1 << 20) + block(rope, 1 << 20)) * size
+    wide = ((32, 1), (16, 1)) if size == 4 else ((64 if rank + rope <= 352 else 32, 3), (32, 2), (16, 2))
+    for (slots, stages), block_h in [*((tile, most) for tile in wide), (wide[-1], 16)]:
+        held = (block_h + max(1, stages - 1) * slots) * row + block_h * slots * size  # queries, tiles, weights
+        if held <= room(tensor):
+            return dict(BLOCK_S=slots, BLOCK_H=block_h, num_warps=4, num_stages=stages)
+    return None
 
 
 def pieces(batch: int, n_slots: int, block_s: int) -> tuple[int, int]:

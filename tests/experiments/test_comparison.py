@@ -35,6 +35,7 @@ TWO = Comparison(
 
 def measured(cell, loss, **more):
     held = dict(nats_per_token=loss, parameters=10, active_parameters=8, bits_per_byte=0.5, cpu_seconds=3.0)
+    held |= dict(flops_per_token=2_340_000)
     return of(cell, held | more, {})
 
 
@@ -72,16 +73,21 @@ def test_an_arm_takes_the_rate_that_came_out_lowest_and_none_where_all_diverged(
 def test_the_table_is_that_of_the_seeds_and_says_what_was_registered():
     sweep = [measured(cell, 2.0 + cell.train.lr) for cell in TWO.cells("cpu", TEXT)]
     loss = {"one": 1.0, "two": 1.1, "third": 0.9}
+    loads = dict(batch=dict(cv=0.5, cv_floor=0.3), sequence=dict(cv=1.3, cv_floor=0.5))  # 0.4 and 1.2 above the floors
+    more = {"one": {}, "two": dict(cpu_seconds=4.5, loads=loads), "third": {}}
     runs = [
-        measured(cell, loss[cell.tags["arm"]] + 0.01 * (cell.train.seed % 3))
+        measured(cell, loss[cell.tags["arm"]] + 0.01 * (cell.train.seed % 3), **more[cell.tags["arm"]])
         for cell in TWO.measure("cpu", TEXT, TWO.choose(sweep))
     ]
     found = TWO.contrasts([*sweep, *runs])
     assert found["two - one"].paired.value == pytest.approx(0.1) and found["two - one"].correlation == pytest.approx(1)
     assert TWO.at_common_rates([*sweep, *runs]) == {"two - one": dict.fromkeys(CPU.rates, 0.0)}
     table = TWO.table([*sweep, *runs])
-    assert re.search(r"^two .*\b0\.005 +7  1\.11\d\d ± ", table, flags=re.M)
-    assert re.search(r"^two - one +\+0\.1014 ± 0\.\d{4} +\+0\.1000 ± 0\.0000 +\+1\.00", table, flags=re.M)
+    assert re.search(r"^two .*\b2\.34 +0\.005 +7  1\.11\d\d ± .* 0\.500 +1\.300 +3\.0$", table, flags=re.M)
+    line = r"^two - one +\+0\.1014 ± 0\.\d{4} +\+0\.1000 ± 0\.0000 +\+1\.00 +0\.\d{4} +x1\.50$"
+    assert re.search(line, table, flags=re.M)
+    shown = replace(TWO, asked=TWO.asked[1:], beside=TWO.asked[:1]).table(runs)
+    assert re.search(r"^two - one .* \+1\.00 +- +x1\.50$", shown, flags=re.M)  # in no family, so not corrected
     assert re.search(r"^one +0\.005, 0\.0050 below the next, the grid's edge$", table, flags=re.M)
     diverged = [of_diverged(run) if run.settings["tags"]["arm"] == "third" else run for run in runs]
     assert "third - one" not in TWO.contrasts([*sweep, *diverged])

@@ -42,6 +42,7 @@ def test_a_registration_says_all_of_it(name):
     differences = [asked.name for asked in experiment.asked if " - " in asked.name and " at " not in asked.name]
     missing = [asked for asked in differences if f"`{asked}`" not in part["Arms"]]
     assert not missing, f"compared and not registered: {missing}"
+    assert all(any(asked.name in what for what, *_ in rows) for asked in experiment.beside)
 
 
 @pytest.mark.parametrize("name", QUEUE)

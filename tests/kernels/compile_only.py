@@ -1,9 +1,9 @@
 """Compiles every kernel for a GPU that need not be there: python -m tests.kernels.compile_only 80 bfloat16 101376
 
-Prints a JSON list of [kernel, bytes of its cubin, shared memory, how often it was compiled, how many of its loads take
-one 16-bit number at a time]. The operators run as they
-are, on tensors of the CPU, but where they would start a kernel it is compiled for the given compute capability and not
-started: their results are meaningless. The widths are those of size M.
+Prints JSON: a list of [kernel, bytes of its cubin, shared memory, how often it was compiled, how many of its loads take
+one 16-bit number at a time], and how many programs each decode kernel is for `DECODE`. The operators run as they are, on tensors of the CPU, but where they would start a kernel
+it is compiled for the given compute capability and not started: their results are meaningless. The widths are those of
+size M, for decode also wider ones.
 """
 
 import json
@@ -17,6 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+# (H, d_head, R, d_rope): sizes M and XL, more heads than a program takes, and latents that no GPU here can hold.
+DECODE = [(8, 64, 256, 64), (16, 64, 512, 64), (128, 64, 512, 64), (4, 32, 4096, 16)]
 NARROW = re.compile(r"ld\.global[\w.:]*\.(?:b|u)16\b")
 
 
@@ -58,15 +60,22 @@ def main(capability: int, dtype: torch.dtype, room: int) -> list:
     driver.set_active(Absent(capability))
     JITFunction.__getitem__ = start
     everything(dtype)
-    return [
+    kinds = [
         [name, len(made.asm["cubin"]), made.metadata.shared, times[name], len(NARROW.findall(made.asm["ptx"]))]
         for (name, _), made in compiled.items()
     ]
+    q, programs = torch.zeros(1, dtype=dtype), {"_latent_decode": set(), "_joint_decode": set()}
+    for heads, width, rank, turned in DECODE:
+        if tile := tiling.latent_decode(q, heads, width // 2, rank):
+            programs["_latent_decode"].add((*tile.values(), rank, heads % 16))
+        if tile := tiling.joint_decode(q, heads, rank, turned):
+            programs["_joint_decode"].add((*tile.values(), rank, heads % 16))
+    return [kinds, {name: len(held) for name, held in programs.items()}]
 
 
 def everything(dtype: torch.dtype) -> None:
     """Each operator, forward and backward, with each of its options; lengths vary, and must not compile anew."""
-    from moemla.kernels import decode, experts, rope, routing
+    from moemla.kernels import decode, experts, rope, routing, tiling
 
     like = dict(dtype=dtype)
     angles = torch.zeros(1024, 32)
@@ -89,12 +98,16 @@ def everything(dtype: torch.dtype) -> None:
                 index, gate = torch.zeros(tokens, 6).long(), torch.zeros(tokens, 6, requires_grad=True, **like)
                 out = experts.routed_experts(x, w_in, w_out, index, gate, activation)[0]
                 torch.autograd.grad(out.sum(), (x, w_in, w_out, gate))
-    weight = torch.zeros(512, 256, **like)
-    for slots in (100, 512, 1000):
-        q, latent, lengths = torch.zeros(2, 8, 64, **like), torch.zeros(2, slots, 256, **like), torch.zeros(2).int()
-        decode.latent_decode(q, latent, latent, weight, weight[:, 0].contiguous(), angles, angles, lengths, True, 0.1)
-        q, joint = torch.zeros(2, 8, 320, **like), torch.zeros(2, slots, 320, **like)
-        decode.joint_decode(q, joint, None, 256, 0.1)
+    for heads, width, rank, turned in DECODE:
+        q, asked = torch.zeros(2, heads, width, **like), torch.zeros(2, heads, rank + turned, **like)
+        weight, angles = torch.zeros(heads * width, rank, **like), torch.zeros(1024, width // 2)
+        for slots in (100, 512, 1000):
+            latent, joint = torch.zeros(2, slots, rank, **like), torch.zeros(2, slots, rank + turned, **like)
+            if tiling.latent_decode(q, heads, width // 2, rank):
+                bias, lengths = weight[:, 0].contiguous(), torch.zeros(2).int()
+                decode.latent_decode(q, latent, latent, weight, bias, angles, angles, lengths, True, 0.1)
+            if tiling.joint_decode(asked, heads, rank, turned):
+                decode.joint_decode(asked, joint, None, rank, 0.1)
 
 
 if __name__ == "__main__":

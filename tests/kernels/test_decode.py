@@ -13,12 +13,13 @@ from tests.kernels.ways import GPU, each_way, exact, near
 if INTERPRETED or GPU:
     from moemla.kernels.decode import joint_decode, latent_decode
 
-# B, S, H, K, R: more than one piece and a ragged last tile; more heads than a tile has rows of its own
+# B, S, H, K, R: more than one piece and a ragged last tile; more heads than a tile has rows of its own, or a program
 SIZES = {
     "pieces": (2, 300, 4, 20, 24),
     "wide latent": (3, 70, 3, 16, 72),
     "one slot": (1, 1, 2, 32, 16),
     "many heads": (1, 150, 20, 8, 40),
+    "heads of two programs": (2, 40, 70, 4, 16),
 }
 
 
@@ -123,6 +124,31 @@ def test_inside_the_model(way, form, monkeypatch):
             close(torch.stack(steps, 1)[row], model(alone)[0, length:], 1e-4)
     takes_tables = form not in ("mla-rope-learnable", "mla-hybrid", "mla-hybrid-learned")
     assert bool(used) == (way.kernel and takes_tables)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here")
+@pytest.mark.parametrize("form", ["mla-rope", "decoupled"])
+def test_latents_too_wide_for_the_chip(form, monkeypatch):
+    """A GPU with less shared memory than a tile takes: the layer computes, and says once why without a kernel."""
+    from moemla.kernels import tiling
+
+    model, text = model_of(form, torch.float32, ffn="dense"), tokens_of(2, 7)
+    joint = torch.zeros(2, 3, 24), torch.zeros(2, 5, 24)
+    q, latent = torch.zeros(2, 3, 8), torch.zeros(2, 5, 16)
+    monkeypatch.setattr(tiling, "room", lambda tensor: 1500)
+    monkeypatch.setattr(kernels, "_enabled", True)
+    kernels._warn.cache_clear()
+    with torch.no_grad():
+        cache = model.new_cache(2, 9)
+        model(text[:, :6], cache=cache)
+        with pytest.warns(UserWarning, match="do not fit into the shared memory.* The plain functions run instead"):
+            step = model(text[:, 6:], cache=cache)[:, 0]
+        monkeypatch.setattr(kernels, "_enabled", False)
+        close(step, model(text)[:, -1], 1e-4)
+    with pytest.raises(ValueError, match=r"rank=16: .*shared memory"):
+        joint_decode(*joint, None, 16, 0.3)
+    with pytest.raises(ValueError, match=r"rank=16: .*shared memory"):
+        latent_decode(q, latent, latent, torch.zeros(24, 16), None, None, None, None, False, 0.3)
 
 
 @each_way

@@ -30,6 +30,28 @@ def test_a_block_is_a_power_of_two_that_covers_its_width():
     assert tiling.rows(n_slots=62 * 4000, n_experts=62, width=32) == 64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads, rank", [(1, 8), (16, 512), (128, 512), (40, 300), (16, 1024), (8, 4096)])
+def test_a_tile_of_latents_fits_or_there_is_none(dtype, heads, rank, monkeypatch):
+    """What a smaller GPU can hold a larger one can, no program holds more sums than registers, and no size is refused
+    where its queries and sixteen slots have room."""
+    from moemla.kernels import tiling
+
+    x, found = torch.empty(1, dtype=dtype), []
+    for room in (20_000, tiling.ROOM, 232_448):
+        monkeypatch.setattr(tiling, "room", lambda tensor, room=room: room)
+        tile = tiling.joint_decode(x, heads, rank, 64)
+        found.append(tile is not None)
+        row = (tiling.block(rank, 1 << 20) + 64) * x.element_size()
+        assert found[-1] == ((16 + 16) * row + 16 * 16 * x.element_size() <= room)
+        if tile:
+            assert tile["BLOCK_H"] * tiling.block(rank, 1 << 20) <= 16_384 or tile["BLOCK_H"] == 16
+            assert (tile["BLOCK_S"] + tile["BLOCK_H"]) * row <= room
+        wide = tiling.latent_decode(x, heads, 32, rank)
+        assert wide is None or wide["BLOCK_S"] * tiling.block(rank, 1 << 20) * x.element_size() <= room
+    assert found == sorted(found)
+
+
 def test_a_cpu_has_the_room_of_the_smallest_gpu(monkeypatch):
     from moemla.kernels import tiling
 
