@@ -1,9 +1,9 @@
 """Compiles every kernel for a GPU that need not be there: python -m tests.kernels.compile_only 80 bfloat16 101376
 
 Prints JSON: a list of [kernel, bytes of its cubin, shared memory, how often it was compiled, how many of its loads take
-one 16-bit number at a time], and how many programs each decode kernel is for `DECODE`. The operators run as they are, on tensors of the CPU, but where they would start a kernel
-it is compiled for the given compute capability and not started: their results are meaningless. The widths are those of
-size M, for decode also wider ones.
+one 16-bit number at a time], and how many programs each decode kernel is for `DECODE`. The operators run as they are,
+on tensors of the CPU, but where they would start a kernel it is compiled for the given compute capability and not
+started: their results are meaningless. The widths are those of size M, for decode also wider ones.
 """
 
 import json
