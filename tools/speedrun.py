@@ -117,7 +117,8 @@ def table(kept: list[results.Result]) -> str:
         if len(shared) >= 2:
             apart = difference([a[seed] for seed in shared], [b[seed] for seed in shared]).welch
             verdict = "differs" if apart.p < LEVEL else "is not told apart"
-            size = f"{apart.value:+.4f} ± {apart.half_width:.4f}, p {apart.p:.3f}"
+            p = f"p {apart.p:.3f}" if apart.p >= 0.001 else "p below 0.001"
+            size = f"{apart.value:+.4f} ± {apart.half_width:.4f}, {p}"
             lines.append(f"\n`{one}` {verdict} from `{two}`: {size}")
     return "\n".join(lines)
 
