@@ -57,11 +57,25 @@ def test_an_interaction_is_the_difference_of_two_differences():
     assert statistics.interaction([1, 2], [2, 3.5], [3, 4], [4, 5.5]).paired.value == 0
 
 
+def test_a_contrast_of_four_groups_of_any_length_by_hand():
+    """Welch and Satterthwaite: V = sum of c^2 s^2 / n, degrees of freedom V^2 / sum of its parts squared over n - 1."""
+    weights, groups = (0.5, 0.5, -0.25, -0.75), [RANDOM.normal(size=n) * n for n in (3, 5, 10, 4)]
+    shared = [group[:3] for group in groups]
+    found = statistics.contrast(groups, weights, shared=shared).welch
+    parts = [w**2 * group.var(ddof=1) / len(group) for w, group in zip(weights, groups, strict=True)]
+    df = sum(parts) ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+    value, error = sum(w * group.mean() for w, group in zip(weights, groups, strict=True)), math.sqrt(sum(parts))
+    assert (found.value, found.standard_error, found.df) == pytest.approx((value, error, df))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(value) / error, df))
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, df) * error)
+
+
 def test_holm_by_hand():
     # ordered 0.01 x 3, 0.02 x 2, 0.5 x 1; the second of two near ones never falls below the first
     assert statistics.holm({"b": 0.02, "a": 0.01, "c": 0.5}) == pytest.approx({"b": 0.04, "a": 0.03, "c": 0.5})
     assert statistics.holm({"a": 0.02, "b": 0.021}) == pytest.approx({"a": 0.04, "b": 0.04})
     assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert statistics.holm({"a": 0.01, "lost": 1.0}) == pytest.approx({"a": 0.02, "lost": 1.0})  # counts, if not judged
 
 
 def test_holm_keeps_the_rate_of_false_alarms():

@@ -14,7 +14,7 @@ import textwrap
 
 import nbformat
 
-from tools import facts
+from tools import facts, outcomes
 from tools.book import BOOK, PACKAGE, ROOT, Chapter, plan
 
 BUILT = re.compile(r"Built in chapters? (\d+)")
@@ -266,7 +266,7 @@ def progress_page() -> str:
     out = ["# What is measured and what is running", ""]
     out += [
         "An experiment is a set of runs that is fixed before the first of them. Chapters show it when all are",
-        "there; until then this page counts them.",
+        "there, and so does [what came out](outcomes.md); until then this page counts them.",
         "Those with a link were [registered](registrations.md), with predictions, before their first run. A pilot",
         "measures the spread of seeds. A text from files goes by the beginning of its hash.",
         "",
@@ -293,16 +293,18 @@ def registrations_page() -> str:
     out += [
         "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
         "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are;",
-        "[the log](log.md) judges the predictions when they are there. The number of seeds follows from a pilot; those",
-        "of `shared-experts` then lay up to twice as far apart, so it saw less than its registration says.",
+        "[what came out](outcomes.md) judges the predictions when they are there. The number of seeds follows from a",
+        "pilot; those of `shared-experts` then lay up to twice as far apart: it saw less than its registration says.",
     ]
     for name in QUEUE:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
         body = text.split("\n", 1)[1].replace("\n## ", "\n### ").strip()
         out += ["", f"(registration-{name})=", f"## {name}", "", body]
-        later = facts.RESULTS / name / "amendment.md"
-        if later.exists():
-            out += ["", "### Amendment", "", later.read_text(encoding="utf-8").split("\n", 1)[1].strip()]
+        for n, later in enumerate(
+            sorted((facts.RESULTS / name).glob("amendment*.md"), key=lambda path: (len(path.name), path.name))
+        ):
+            title = "Amendment" if n == 0 else f"Amendment {n + 1}"
+            out += ["", f"### {title}", "", later.read_text(encoding="utf-8").split("\n", 1)[1].strip()]
     return "\n".join(out) + "\n"
 
 
@@ -344,6 +346,7 @@ PAGES = {
     "reproduce": reproduce_page,
     "progress": progress_page,
     "registrations": registrations_page,
+    "outcomes": outcomes.page,
     "ledger": ledger_page,
 }
 UNCHECKED = ("progress",)  # may lag behind the runs, whose end must fail no test

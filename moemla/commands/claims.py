@@ -17,7 +17,7 @@ class Claims:
     """
 
     id: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Only these entries: an id (A2-mla), or the start of some (A2)."""
+    """Only these entries: an id (A2-mla), the start of some (A2), or a place of the paper ("Table 2", abstract)."""
     json: Flag[bool] = False
     """Print a JSON list."""
 
@@ -30,7 +30,7 @@ class Claims:
         starts = {claim.id.partition("-")[0] for claim in known}
         names = {name.lower(): name for name in starts | {claim.id for claim in known}}
         for name in self.id:
-            if name.lower() not in names and not any(one.startswith(f"{name.lower()}-") for one in names):
+            if not any(claims.meant_by(claim, name) for claim in known):
                 near = [names[one] for one in get_close_matches(name.lower(), names, n=5, cutoff=0.5)]
                 raise MoemlaError(
                     f"no claim {name!r}; " + (f"near: {', '.join(near)}" if near else "see moemla claims")

@@ -22,6 +22,7 @@ QUEUE = (  # registered: most valuable first
     "synergy",
     "synergy-adamw",
     "synergy-long",
+    "synergy-rate",
     "granularity",
     "real",
     "compression",

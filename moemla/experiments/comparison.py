@@ -187,6 +187,17 @@ class Comparison:
                 out[asked.name] = contrast([one.values() for one in losses], asked.weights.values(), shared=shared)
         return out
 
+    def corrected(self, results: Iterable[Result]) -> dict[str, float]:
+        """p by Welch, corrected by Holm over the registered comparisons of the scale's arms; 1 where not judged."""
+        results = list(results)
+        seen, arms = self.contrasts(results), self._names(results)
+        family = [asked.name for asked in self.asked if asked.weights.keys() <= arms]
+        return holm({name: seen[name].welch.p if name in seen else 1.0 for name in family})
+
+    def _names(self, results: list[Result]) -> set[str]:
+        """The arms that results of this scale may have."""
+        return {arm.name for arm in self._arms(results[0].settings["scale"])} if results else set()
+
     def choices(self, results: Iterable[Result]) -> dict[str, str]:
         """How each swept arm's rate was chosen: by how much over the next best, and whether it is the grid's edge."""
         tried: dict[str, dict[float, float]] = {}
@@ -234,17 +245,15 @@ class Comparison:
         out = [f"{head}  load CV in a batch, a sequence, above floors"]
         measured = self.measured(results)
         out += [_row(name, runs) for name, runs in measured.items()]
-        seen, there = self.contrasts(results), {run.settings["tags"]["arm"] for run in results}
-        family = [asked for asked in self.asked if asked.weights.keys() <= there]
-        corrected = holm({one.name: seen[one.name].welch.p if one.name in seen else 1.0 for one in family})
+        seen, corrected, arms = self.contrasts(results), self.corrected(results), self._names(results)
         if seen:
             head = f"{'difference in nats':44}{'Welch, 95 %':22}{'paired, 95 %':22}{'corr.':>7}{'p Holm':>9}"
             out += ["", head + f"{'cpu s':>7}"]
-        for asked in (*family, *self.beside):
+        for asked in (*self.asked, *self.beside):
             if asked.name in seen:
                 clock = _clock(*(measured[arm] for arm in asked.weights)) if len(asked.weights) == 2 else ""
                 out.append(_line(asked, seen[asked.name], corrected.get(asked.name), clock))
-            elif seen and asked in family:
+            elif seen and asked.weights.keys() <= arms:
                 out.append(f"{asked.name:44}not judged: an arm diverged, or has too few runs")
         if chosen := self.choices(results):
             out += ["", "rates, by one run each:", *(f"{arm:24}{choice}" for arm, choice in chosen.items())]
@@ -263,6 +272,13 @@ def by_seed(runs: Iterable[Result]) -> dict[int, float]:
     return {run.settings["train"]["seed"]: run.measures["nats_per_token"] for run in runs}
 
 
+def mean_of(runs: list[Result], *path: str) -> float:
+    """The mean of a measure, a path of keys, over the runs that have it; NaN where none has."""
+    values = [reduce(lambda held, key: held.get(key, {}), path, run.measures) for run in runs]
+    values = [value for value in values if value != {}]
+    return sum(values) / len(values) if values else math.nan
+
+
 def _row(name: str, runs: list[Result]) -> str:
     losses = [run.measures["nats_per_token"] for run in runs if "nats_per_token" in run.measures]
     first, rate = runs[0].measures, runs[0].settings["train"]["lr"]
@@ -271,7 +287,7 @@ def _row(name: str, runs: list[Result]) -> str:
     if len(losses) < len(runs):
         return head + f"{len(runs) - len(losses)} of {len(runs)} diverged: no mean"
     half = f" ± {estimate(losses).half_width:.4f}" if len(losses) > 1 else ""
-    mean = partial(_mean, runs)
+    mean = partial(mean_of, runs)
     said = f"{f'{sum(losses) / len(losses):.4f}{half}':22}{mean('bits_per_byte'):10.4f}{mean('cpu_seconds'):7.0f}"
     if "loads" in first:
         each = [(mean("loads", window, "cv"), mean("loads", window, "cv_floor")) for window in ("batch", "sequence")]
@@ -280,16 +296,9 @@ def _row(name: str, runs: list[Result]) -> str:
     return head + said
 
 
-def _mean(runs: list[Result], *path: str) -> float:
-    """The mean of a measure over the runs that have it."""
-    values = [reduce(lambda held, key: held.get(key, {}), path, run.measures) for run in runs]
-    values = [value for value in values if value != {}]
-    return sum(values) / len(values) if values else math.nan
-
-
 def _clock(first: list[Result], second: list[Result]) -> str:
     """Processor seconds of the first arm over those of the second."""
-    return f"x{_mean(first, 'cpu_seconds') / _mean(second, 'cpu_seconds'):.2f}"
+    return f"x{mean_of(first, 'cpu_seconds') / mean_of(second, 'cpu_seconds'):.2f}"
 
 
 def _line(asked: Asked, one: Contrast, p: float | None, clock: str) -> str:

@@ -46,6 +46,6 @@ ASKED = (
     versus("mha-rope", "mha"),
 )
 
-SQUARE = replace(INTERACTION, margin=0.02)  # by results/synergy/amendment.md
+SQUARE = replace(INTERACTION, margin=0.02)  # by the first amendment of its registration
 
 EXPERIMENT = Comparison("synergy", scales(pilot=("moe-mla-rope",)), arms, (SQUARE, *ASKED[1:]))

@@ -211,13 +211,16 @@ def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
     computed one, give or take the rounding of the printed numbers that it is computed from. Agreement is `computed`
     where all of it rests on settings, else `consistent`; disagreement is `contradicted`. Under a `reading` that the
     paper does not state either is `undetermined`, and the detail says whether it holds. What was run is `measured`;
-    only a run at the paper's own scale can contradict. A measured claim without a file in `folder` is `not run`.
+    only runs at the paper's own scale can contradict, where none of their interval agrees. Without a file in `folder` a
+    measured claim is `not run`.
     """
     if claim.result is not None:
-        value, detail = measured(claim.result, folder)
-        if value is None:
+        found, detail = measured(claim.result, folder)
+        if found is None:
             return Outcome(None, claim.printed, "not run", detail)
-        expected, agrees = _compare(claim, value, value)
+        value, low, high = found
+        expected = _compare(claim, low, high)[0]
+        agrees = any(_compare(claim, *span)[1] for span in ((low, high), (low, low), (high, high)))  # some of it
         at_scale = claim.result["scale"] == "paper"
         return Outcome(value, expected, "contradicted" if at_scale and not agrees else "measured", detail)
     if claim.computed is None:
@@ -297,17 +300,23 @@ def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
 
 
 def select(claims: Iterable[Claim], ids: Iterable[str]) -> list[Claim]:
-    """Claims by id; A2 stands for A2 and all of A2-*. `ClaimError` for an id that finds none."""
+    """Claims by id or place: A2 is A2 and all of A2-*, "Table 2" all that it has. `ClaimError` where there is none."""
     claims, ids = list(claims), list(ids)
     for name in ids:
-        if not any(_under(claim.id, name) for claim in claims):
+        if not any(meant_by(claim, name) for claim in claims):
             groups = sorted({claim.id.partition("-")[0] for claim in claims}, key=lambda g: (g[0], len(g), g))
             raise ClaimError(f"no claim {name!r}; ids begin with {', '.join(groups)}")
-    return [claim for claim in claims if not ids or any(_under(claim.id, name) for name in ids)]
+    return [claim for claim in claims if not ids or any(meant_by(claim, name) for name in ids)]
 
 
-def _under(claim_id: str, name: str) -> bool:
-    return claim_id.lower() == name.lower() or claim_id.lower().startswith(f"{name.lower()}-")
+def meant_by(claim: Claim, name: str) -> bool:
+    """Whether a name stands for this claim: its id or the start of it, "A2", or one of its places, "table 2"."""
+    claim_id, places, name = claim.id.lower(), claim.where.lower().split(" with "), name.lower()
+    return (
+        claim_id == name
+        or claim_id.startswith(f"{name}-")
+        or any(place == name or place.startswith(f"{name}, ") for place in places)
+    )
 
 
 def table(rows: Iterable[tuple[Claim, Outcome]]) -> Any:

@@ -92,10 +92,14 @@ def test_the_table_is_that_of_the_seeds_and_says_what_was_registered():
     diverged = [of_diverged(run) if run.settings["tags"]["arm"] == "third" else run for run in runs]
     assert "third - one" not in TWO.contrasts([*sweep, *diverged])
     table = TWO.table([*sweep, *diverged])
-    assert (
-        re.search(r"^third .* \d of \d diverged: no mean$", table, flags=re.M)
-        and "not judged: an arm diverged" in table
-    )
+    assert re.search(r"^third .* \d of \d diverged: no mean$", table, flags=re.M)
+    assert re.search(r"^third - one +not judged: an arm diverged", table, flags=re.M)
+    assert TWO.corrected([*sweep, *diverged]) == {
+        "two - one": pytest.approx(2 * found["two - one"].welch.p),
+        "third - one": 1,
+    }
+    beside = replace(TWO, asked=TWO.asked[:1], beside=TWO.asked[1:]).table([*sweep, *diverged])
+    assert re.search(r"^third - one +not judged: an arm diverged", beside, flags=re.M)
 
 
 def of_diverged(run):
@@ -155,7 +159,7 @@ def test_arms_differ_in_the_question_alone(name):
 def test_the_primary_question_is_the_interaction():
     square = synergy("experts x latents, rotary, equal total", "mha-rope", "moe-mha-rope", "mla-rope", "moe-mla-rope")
     assert find("synergy").asked[0] == replace(square, margin=0.02)
-    for name in ("synergy-adamw", "synergy-long", "real"):
+    for name in ("synergy-adamw", "synergy-long", "synergy-rate", "real"):
         assert find(name).asked[0] == square
 
 

@@ -66,10 +66,10 @@ def test_its_commit_is_older_than_every_result(name):
 def test_an_amendment_is_older_than_every_run_that_measures():
     if git("rev-parse", "--is-shallow-repository") != "false":
         pytest.skip("no history here")
-    for file in sorted(RESULTS.glob("*/amendment.md")):
+    for file in sorted(RESULTS.glob("*/amendment*.md")):
         name = file.parent.name
         assert file.read_text(encoding="utf-8").startswith(f"# Amendment: {name}\n")
-        commits = (git("log", "--format=%H", "--", f"results/{name}/amendment.md") or "").split()
+        commits = (git("log", "--format=%H", "--", f"results/{name}/{file.name}") or "").split()
         assert len(commits) <= 1, f"{file} was changed after it was committed"
         for run in load(RESULTS, name, "cpu", missing_ok=True):
             if commits and run.settings["train"]["seed"] > 0:

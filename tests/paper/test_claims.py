@@ -211,7 +211,6 @@ STATUSES = {
         "T5-fine-space",
     ],
     "consistent": [
-        "A3-T2",
         "A6-share",
         "A23-sum",
         "A14-mha",
@@ -230,9 +229,20 @@ STATUSES = {
         "A17-rebuilt-512",
         "A19-limit",
     ],
-    "not run": ["T2-mha", "A23-cells", "A24-moe-mla-rope", "A27-cv"],
+    "not run": ["T2-mha", "A23-cells", "A24-moe-mla-rope"],
     "undetermined": [
-        *("A2-M", "A4-matched", "A10-joint", "A11-mha", "A22", "A31", "A35", "A20-guarantees"),
+        *(
+            "A3-T2",
+            "T2-moe-mla-active",
+            "A2-M",
+            "A4-matched",
+            "A10-joint",
+            "A11-mha",
+            "A22",
+            "A31",
+            "A35",
+            "A20-guarantees",
+        ),
         *("A7-r512", "A8-routed", "A12-parameters", "A13-quarter", "A21-degradation", "A28", "T7-M-moe"),
         *("A42-scaling", "A42-larger"),  # under readings that are ours
     ],
@@ -270,7 +280,9 @@ def test_statuses(status, name):
         ("A2-M", {"reading": None, "printed": "55.1 M"}, "contradicted"),
         ("A2-XS", {"reading": None, "tolerance": None}, "contradicted"),  # 17.60 is not 17.5 to the digit
         ("A2-M", {"reading": None, "tolerance": None}, "computed"),
-        ("A3-T2", {"printed": "54.1 M"}, "consistent"),
+        ("A3-T2", {"reading": None}, "contradicted"),
+        ("A3-T2", {"reading": None, "printed": "54.1 M"}, "consistent"),
+        ("T2-moe-mla-active", {"reading": None}, "contradicted"),
         ("A4-share", {"printed": "1/64 of the FFN", "tolerance": "5 %"}, "computed"),
         ("A10-joint", {"reading": None, "tolerance": None}, "contradicted"),  # 68.75 rounds to 69
         ("A21-loss", {"printed": "6.8 %"}, "consistent"),
@@ -368,14 +380,35 @@ def test_a_ratio_and_a_contrast_are_read_from_finished_experiments(tmp_path):
         write(run, tmp_path)
     assert measured(gain, tmp_path) == measured(longer, tmp_path) == (None, "not finished yet")
     write(runs[-1], tmp_path)
-    value, detail = measured(gain, tmp_path)
-    assert value == pytest.approx(25.0) and detail.startswith("moe-mla-rope - mha-rope: +0.2231 ± 0.0")
-    assert measured(longer, tmp_path)[0] == pytest.approx(30.0)
+    (value, low, high), detail = measured(gain, tmp_path)
+    assert value == pytest.approx(25.0) and low < value < high and detail.startswith("moe-mla-rope - mha-rope: +0.2231 ± 0.0")
+    assert measured(longer, tmp_path)[0] == pytest.approx((30.0, 30.0, 30.0))
+    claim = dataclasses.replace(LEDGER["M2-flops"], result=gain, expect="< 0")
+    assert evaluate(claim, tmp_path).computed == value
     cv = {"experiment": "flops", "scale": "cpu", "measure": "loads.batch.cv", "where": {"train.seed": 11}}
     with pytest.raises(ResultError, match="no runs of one kind"):
         measured(cv, tmp_path)  # arms in one mean
-    assert measured(cv | {"where": {"tags.arm": "mla-rope", "train.seed": 11}}, tmp_path)[0] == 0.5
+    assert measured(cv | {"where": {"tags.arm": "mla-rope", "train.seed": 11}}, tmp_path)[0] == (0.5, 0.5, 0.5)
     assert measured(gain | {"contrast": "none of these"}, tmp_path)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("expect", "interval", "status"),
+    [
+        ("< 0", (0.1, -1.0, 1.2), "measured"),  # some of the interval agrees: nothing is contradicted
+        ("< 0", (1.1, 0.1, 2.1), "contradicted"),
+        ("> 0", (-0.1, -1.2, 1.0), "measured"),
+        ("> 0", (-1.1, -2.1, -0.1), "contradicted"),
+        ("= 0", (0.5, -0.5, 1.5), "measured"),
+        ("= 0", (1.5, 0.5, 2.5), "contradicted"),
+    ],
+)
+def test_an_interval_contradicts_where_none_of_it_agrees(monkeypatch, expect, interval, status):
+    monkeypatch.setattr("moemla.paper.claims.measured", lambda wanted, folder: (interval, ""))
+    result_ = LEDGER["M2-flops"].result | {"scale": "paper"}
+    claim = dataclasses.replace(LEDGER["M2-flops"], result=result_, expect=expect)
+    found = evaluate(claim)
+    assert (found.status, found.computed) == (status, interval[0])
 
 
 def test_every_claim_of_an_experiment_names_what_it_has():
@@ -447,6 +480,12 @@ def test_select_takes_an_item_with_its_parts():
     assert chosen == ["A2-XS", "A2-S", "A2-M", "A2-L", "A2-XL", "A2-convention"]
     assert [claim.id for claim in select(LEDGER.values(), ["A1"])] == ["A1", "A1-rounded"]
     assert len(select(LEDGER.values(), [])) == len(LEDGER)
+    of_table = select(LEDGER.values(), ["table 2"])
+    assert {"T2-mha", "A6-active", "A29-moe-mla", "A3-T2"} <= {claim.id for claim in of_table}
+    assert all("Table 2" in claim.where for claim in of_table)
+    assert {"A21-loss", "A5-active"} <= {claim.id for claim in select(LEDGER.values(), ["abstract"])}
+    with pytest.raises(MoemlaError, match="no claim 'section 3'"):  # is no part of section 3.1's name
+        select(LEDGER.values(), ["section 3"])
     with pytest.raises(MoemlaError, match="no claim 'A99'; ids begin with A1, A2"):
         select(LEDGER.values(), ["A99"])
 
