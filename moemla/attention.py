@@ -129,6 +129,8 @@ class MultiHeadAttention(Layer):
         self.out_proj = Linear(n_heads * d_head, d_model, **projection)
 
     def forward(self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None) -> Float[Tensor, "b t d"]:
+        """x (B, T, D) -> (B, T, D). cache: `cache[i]` of a `KVCache`; the T tokens are appended."""
+        LayerCache.required(cache)
         q = split_heads(self.q_proj(x), self.n_heads)
         k = split_heads(self.k_proj(x), self.n_kv_heads)
         v = split_heads(self.v_proj(x), self.n_kv_heads)

@@ -90,9 +90,13 @@ class Balancer:
     Call `step()` once after each optimizer step: it takes the counts of all training passes since the last call
     (micro-batches included), sums them over the ranks that share the routers with one all-reduce, and applies the rule.
     These are torch.distributed's default group, where there is one; `world` or `group` (a process group) name others.
-    Every rank of them calls `step()` as often, so that all have the same bias. `rate` None is the rule's own (`RATES`).
-    The model may be wrapped (DDP, FSDP2, torch.compile). ValueError for an unknown rule, a rate that is not positive,
-    or `world` and `group` both; a model without routers is balanced by doing nothing.
+    Every rank of them calls `step()` as often, so that all have the same bias.
+
+    rule is "sign", "proportional" or "quantile", or "algorithm-1" or "equation-4", as they are printed; "none" moves
+    nothing. rate None is the rule's own: 0.001 for the first two, 1 for "quantile", 0.01 for the printed ones. After a
+    step `counts` holds the tokens of each expert, (E,) for each router. The model may be wrapped (DDP, FSDP2,
+    torch.compile). ValueError for an unknown rule, a rate that is not finite and positive, or `world` and `group` both;
+    a model without routers is balanced by doing nothing.
     """
 
     def __init__(
@@ -107,8 +111,8 @@ class Balancer:
         if rule not in RULES:
             raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
         rate = RATES[rule] if rate is None else rate
-        if not rate > 0:
-            raise ValueError(f"rate={rate!r}: must be above 0")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"rate={rate!r}: must be a finite number above 0")
         if rule == "quantile" and rate > 1:
             raise ValueError(f"rate={rate!r}: the quantile rule goes a share of the way, at most 1")
         if world is not None and group is not None:

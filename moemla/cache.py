@@ -11,13 +11,15 @@ A slot holds the token of that position, so row b sees slot s exactly when s <= 
 different lengths: a prompt shorter than the batch leaves its row's spare slots to be overwritten. Built in chapter 2.
 """
 
+from collections.abc import Iterable
 from copy import copy
+from operator import index as whole_number
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from moemla.config import require_count
+from moemla.config import require, require_count
 
 
 def _require_counts(**counts: int) -> None:
@@ -36,12 +38,14 @@ class Cache:
         self, n_layers: int, batch_size: int, max_len: int, widths: tuple[tuple[int, int], ...], dtype=None, device=None
     ):
         _require_counts(n_layers=n_layers, batch_size=batch_size, max_len=max_len)
+        require(dtype is None or dtype.is_floating_point, "dtype", dtype, "must be a floating type")
         self.n_layers, self.max_len = n_layers, max_len
-        self.buffers = tuple(
-            torch.zeros(n_layers, batch_size, heads, max_len, width, dtype=dtype, device=device)
-            for heads, width in widths
-        )
-        self.tokens = torch.full((batch_size, max_len), -1, device=device)  # whose they are; -1: not told
+        with torch.inference_mode(False):  # what is made inside of it could not be written to outside
+            self.buffers = tuple(
+                torch.zeros(n_layers, batch_size, heads, max_len, width, dtype=dtype, device=device)
+                for heads, width in widths
+            )
+            self.tokens = torch.full((batch_size, max_len), -1, device=device)  # whose they are; -1: not told
         self.lengths = [0] * batch_size  # on the host: a step must not wait for the device to learn where it is
 
     @property
@@ -58,6 +62,11 @@ class Cache:
     def uniform(self) -> bool:
         """True while every row holds the same number of tokens."""
         return all(length == self.lengths[0] for length in self.lengths[1:])
+
+    def __repr__(self) -> str:
+        shape = f"{self.n_layers} layers, {self.batch_size} rows, {self.bytes_per_token()} bytes a token"
+        held = self.lengths[0] if self.uniform else self.lengths
+        return f"{type(self).__name__}({shape}, holds {held} of {self.max_len})"
 
     def __getitem__(self, layer: int) -> "LayerCache":
         if not 0 <= layer < self.n_layers:
@@ -88,35 +97,60 @@ class Cache:
             rows = torch.arange(self.batch_size, device=tokens.device)[:, None]
             self.tokens[rows, self.positions(tokens.shape[1], tokens.device)] = tokens.long()
 
-    def advance(self, steps: int | list[int]) -> None:
-        """Counts the tokens just appended: `steps` in every row, or a list with a number for each row."""
-        each = [steps] * self.batch_size if isinstance(steps, int) else list(steps)
-        if len(each) != self.batch_size:
-            raise ValueError(f"steps={each}: one number, or one for each of the {self.batch_size} rows")
+    def advance(self, steps: int | Iterable[int]) -> None:
+        """Counts the tokens just appended: `steps` in every row, or a list with a number for each row.
+
+        A row that was given padding on its right takes the number of its own tokens. ValueError for a number that is
+        negative, not whole, or more than there is room for.
+        """
+        each = self._for_each_row("steps", steps)
         if min(each) < 0:
             raise ValueError(f"steps={min(each)}: must be 0 or more")
-        self.lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
+        lengths = [length + step for length, step in zip(self.lengths, each, strict=True)]
+        if max(lengths) > self.max_len:
+            raise ValueError(f"steps={steps}: with {self.lengths} tokens held they exceed max_len={self.max_len}")
+        self.lengths = lengths
+
+    def _for_each_row(self, name: str, numbers: int | Iterable[int]) -> list[int]:
+        """One whole number for all rows, or one for each."""
+        if isinstance(numbers, int):
+            return [numbers] * self.batch_size
+        try:
+            each = [whole_number(number) for number in (numbers if hasattr(numbers, "__iter__") else [numbers])]
+        except TypeError:  # of a fraction; and a tensor without dimensions cannot be walked through
+            raise ValueError(f"{name}={numbers}: give whole numbers") from None
+        each = each if hasattr(numbers, "__iter__") else each * self.batch_size
+        if len(each) != self.batch_size:
+            raise ValueError(f"{name}={each}: one number, or one for each of the {self.batch_size} rows")
+        return each
 
     def reset(self) -> None:
         """Forgets everything; the storage stays."""
         self.lengths = [0] * self.batch_size
 
-    def crop(self, length: int) -> None:
-        """Forgets the tokens from position `length` on, in every row."""
-        if length < 0:
-            raise ValueError(f"length={length}: must be 0 or more")
-        self.lengths = [min(length, held) for held in self.lengths]
+    def crop(self, length: int | Iterable[int]) -> None:
+        """Forgets the tokens from position `length` on, in every row, or a list with a number for each row."""
+        each = self._for_each_row("length", length)
+        if min(each) < 0:
+            raise ValueError(f"length={min(each)}: must be 0 or more")
+        self.lengths = [min(length, held) for length, held in zip(each, self.lengths, strict=True)]
 
     def select(self, rows: Int[Tensor, "n"] | list[int]) -> None:
-        """Keeps these rows, in this order; a row may be named more than once (beam search, shared prompts)."""
+        """Keeps these rows, in this order; a row may be named more than once (beam search, shared prompts).
+
+        ValueError for none or what is no whole number, IndexError for a row that is not there.
+        """
         index = torch.as_tensor(rows, device=self.buffers[0].device)
-        if index.dtype == torch.bool or not len(index):
+        if index.dtype == torch.bool or index.is_floating_point() or not len(index):
             raise ValueError(f"rows={rows}: name at least one row, by its number")
-        index = index.long()
-        lengths = [self.lengths[row] for row in index.tolist()]  # IndexError here: on a GPU it would be an assertion
-        self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
-        self.tokens = self.tokens.index_select(0, index)
-        self.lengths = lengths
+        named = index.tolist()
+        if not 0 <= min(named) <= max(named) < self.batch_size:  # on a GPU it would be an assertion
+            raise IndexError(f"rows={named}: this cache has rows 0 .. {self.batch_size - 1}")
+        with torch.inference_mode(False):
+            index = index.long()
+            self.buffers = tuple(buffer.index_select(1, index) for buffer in self.buffers)
+            self.tokens = self.tokens.index_select(0, index)
+        self.lengths = [self.lengths[row] for row in named]
 
     def copy(self, max_len: int | None = None) -> "Cache":
         """The same tokens in a storage of their own, with room for `max_len`: a prefix to go on from more than once."""
@@ -125,11 +159,12 @@ class Cache:
         twin.require_room(0)
         twin.lengths = list(self.lengths)
         held = self.length
-        twin.tokens = self.tokens.new_full((self.batch_size, twin.max_len), -1)
-        twin.tokens[:, :held] = self.tokens[:, :held]
-        twin.buffers = tuple(b.new_zeros(*b.shape[:3], twin.max_len, b.shape[4]) for b in self.buffers)
-        for ours, theirs in zip(twin.buffers, self.buffers, strict=True):
-            ours[:, :, :, :held] = theirs[:, :, :, :held]
+        with torch.inference_mode(False):
+            twin.tokens = self.tokens.new_full((self.batch_size, twin.max_len), -1)
+            twin.tokens[:, :held] = self.tokens[:, :held]
+            twin.buffers = tuple(b.new_zeros(*b.shape[:3], twin.max_len, b.shape[4]) for b in self.buffers)
+            for ours, theirs in zip(twin.buffers, self.buffers, strict=True):
+                ours[:, :, :, :held] = theirs[:, :, :, :held]
         return twin
 
     def bytes_per_token(self) -> int:
@@ -154,6 +189,12 @@ class LayerCache:
 
     def __init__(self, cache: Cache, layer: int):
         self.cache, self.layer = cache, layer
+
+    @staticmethod
+    def required(cache: "LayerCache | None") -> None:
+        """TypeError where an attention layer is given the cache of all layers."""
+        if isinstance(cache, Cache):
+            raise TypeError(f"cache: is a {type(cache).__name__} of all layers; give one layer's view of it, cache[i]")
 
     def append(self, *new: Tensor) -> tuple[Tensor, ...]:
         """Writes new tensors (B, heads, T, width) behind the tokens held and returns all that is held.

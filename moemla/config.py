@@ -251,6 +251,11 @@ class ModelConfig:
         """
         return _reference(type(self), self.to_dict())
 
+    def require_vocabulary(self, tokenizer: Any) -> None:
+        """ValueError where a tokenizer, if there is one, has not as many tokens as the model."""
+        if tokenizer is not None and tokenizer.vocab_size != self.vocab_size:
+            raise ValueError(f"tokenizer: has {tokenizer.vocab_size} tokens, and the model {self.vocab_size}")
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values, ready for JSON."""
         return asdict(self)

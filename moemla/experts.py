@@ -58,6 +58,7 @@ def experts(
 
 def loop(x, w_in, w_out, index, gate, activation):
     """Each expert in turn, on the tokens that chose it: (N, D) -> (N, D)."""
+    x, w_in, w_out, gate = _as_autocast(x, w_in, w_out, gate)
     n_experts, top_k = w_in.shape[0], index.shape[1]
     chosen = index.flatten()
     order = chosen.argsort(stable=True)  # slots grouped by expert
@@ -326,6 +327,11 @@ class Experts(nn.Module):
         self.w_in = nn.Parameter(torch.empty(n_experts, d_model, width_in(d_expert, activation), **factory))
         self.w_out = nn.Parameter(torch.empty(n_experts, d_expert, d_model, **factory))
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Sizes and back end, for `print(model)`."""
+        n_experts, d_expert, d_model = self.w_out.shape
+        return f"{n_experts} x ({d_model} -> {d_expert} -> {d_model}), {self.activation}, backend={self.backend}"
 
     def reset_parameters(self) -> None:
         """Normal, std 0.02: what the constructor draws."""

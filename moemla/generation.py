@@ -7,6 +7,7 @@ lengths go together; a cache may hold their beginning, and is looked at before i
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from operator import index
 
 import torch
 from jaxtyping import Float, Int
@@ -85,7 +86,7 @@ def _draw(logits, temperature, top_k, top_p, generators) -> Int[Tensor, "b"]:
 @torch.inference_mode()
 def generate(
     model: nn.Module,
-    tokens: Int[Tensor, "b t"] | Sequence[Int[Tensor, "_"]],
+    tokens: Int[Tensor, "b t"] | Sequence[Int[Tensor, "_"]] | Sequence[Sequence[int]],
     max_new_tokens: int = 64,
     temperature: float = 0.8,
     top_k: int | None = 50,
@@ -97,12 +98,13 @@ def generate(
     on_token: Callable[[list[int | None]], None] | None = None,
     compiled: bool = False,
 ) -> Int[Tensor, "b n"] | list[Int[Tensor, "_"]]:
-    """Continues prompts with a LanguageModel, wrapped or not: a tensor (B, T), or a list of 1-D prompts of any lengths.
+    """Continues prompts with a LanguageModel, wrapped or not: a tensor (B, T), or a list of prompts of any lengths.
 
-    Returns prompt and continuation, of the same kind. temperature 0 is greedy. Row b draws from its own generator,
-    seeded with seed + b or with seed[b], whatever its neighbours draw. `stop` ends a row (the token is
-    kept; a tensor is filled up with it). `on_token` is called at each step with a token for each row, None for a row
-    that has ended. A row ends early at max_seq_len.
+    A prompt of a list is a 1-D tensor or a list of ids, as `Tokenizer.encode` returns it; models trained here expect
+    `tokenizer.eot` before it. Returns prompt and continuation, a tensor or a list of tensors. temperature 0 is greedy.
+    Row b draws from its own generator, seeded with seed + b or with seed[b], whatever its neighbours draw. `stop` ends
+    a row (the token is kept; a tensor is filled up with it). `on_token` is called at each step with a token for each
+    row, None for a row that has ended. A row ends early at max_seq_len.
     `cache` holds the beginning of the prompts, a row for each or one row for all: only the rest is computed (and the
     first token again, to see whether the cache is this model's), and the cache stays as it was, for the next call.
     `compiled` runs single tokens through torch.compile: a few times faster on small models, after up to a minute at the
@@ -111,10 +113,10 @@ def generate(
     text, or another model's numbers; MoemlaError for logits that are not finite.
     """
     model = whole(model)
-    prompts = list(tokens)
     given_tensor = isinstance(tokens, Tensor)
     if given_tensor and tokens.dim() != 2:
         raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T), or a list of prompts")
+    prompts = [_as_prompt(prompt, model.embedding.weight.device) for prompt in tokens]
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("tokens: each prompt needs at least one token (the start token, for example)")
     require(max_new_tokens >= 0, "max_new_tokens", max_new_tokens, "must be 0 or more")
@@ -123,8 +125,8 @@ def generate(
     low, high = min(int(p.min()) for p in prompts), max(int(p.max()) for p in prompts)
     if not 0 <= low <= high <= last:
         raise ValueError(f"tokens={low} to {high}: must be between 0 and {last}")
-    if longest + (max_new_tokens > 0) > limit:
-        raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={limit}")
+    require(stop is None or stop in range(last + 1), "stop", stop, f"one token, between 0 and {last}")
+    check_room(longest, max_new_tokens, limit)
     single = hasattr(seed, "__index__")
     seeds = [int(seed) + row for row in range(len(prompts))] if single else [int(number) for number in seed]
     require(len(seeds) == len(prompts), "seed", seeds, f"one number, or one for each of the {len(prompts)} prompts")
@@ -164,6 +166,23 @@ def generate(
     with torch.inference_mode(False):  # what is returned may be trained on
         out = [torch.tensor(text, device=prompt.device) for text, prompt in zip(texts, prompts, strict=True)]
         return torch.nn.utils.rnn.pad_sequence(out, batch_first=True, padding_value=stop or 0) if given_tensor else out
+
+
+def check_room(longest: int, max_new_tokens: int, max_seq_len: int) -> None:
+    """ValueError for a prompt of so many tokens that none can be added. Built in chapter 13."""
+    if longest + (max_new_tokens > 0) > max_seq_len:
+        raise ValueError(f"tokens: a prompt of {longest} tokens leaves no room for more in max_seq_len={max_seq_len}")
+
+
+def _as_prompt(prompt: Int[Tensor, "_"] | Sequence[int], device: torch.device) -> Int[Tensor, "_"]:
+    """Ids as a tensor; ValueError for what is no list of whole numbers."""
+    try:
+        ids = prompt if isinstance(prompt, Tensor) else torch.tensor([index(token) for token in prompt], device=device)
+    except TypeError:
+        raise ValueError(f"tokens: {prompt!r} is no prompt; give a list of prompts, each a list of ids") from None
+    if ids.dim() != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"tokens: a prompt of {ids.dtype} {tuple(ids.shape)}; give 1-D ids")
+    return ids
 
 
 def _own(cache: Cache, texts: list[list[int]], max_len: int, model: LanguageModel) -> Cache:

@@ -344,8 +344,9 @@ def export(model: LanguageModel, tokenizer: Tokenizer | None, out: str | os.Path
     whatever the model has: the form that all engines read. (They read the router of a 16-bit model back in 16 bits.) A
     model that DeepseekV3 cannot be is written as `model.save` does, and the reason returned. All or nothing:
     MoemlaError where `out` holds something already or cannot be written, for weights that are not finite, or without
-    transformers.
+    transformers; ValueError for the tokenizer of another vocabulary.
     """
+    model.config.require_vocabulary(tokenizer)
     out = Path(out).resolve()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise MoemlaError(f"{out} is there already and not empty: name another folder")

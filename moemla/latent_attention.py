@@ -104,6 +104,11 @@ class MultiHeadLatentAttention(Layer):
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
     ) -> Float[Tensor, "b t d"]:
+        """x (B, T, D) -> (B, T, D). cache: `cache[i]` of a `LatentCache` or `HybridCache`; the T tokens are appended.
+
+        absorb: whether a pass with a cache rebuilds no keys and values; None: where that is cheaper.
+        """
+        LayerCache.required(cache)
         steps, mask = x.shape[1], None
         k_latent, v_latent = self.k_down(x), self.v_down(x)  # C^K, C^V (B, T, R), eq. 13
         where = None if cache is None else cache.where(steps, x.device)
@@ -171,6 +176,11 @@ class DecoupledLatentAttention(Layer):
     def forward(
         self, x: Float[Tensor, "b t d"], cache: LayerCache | None = None, absorb: bool | None = None
     ) -> Float[Tensor, "b t d"]:
+        """x (B, T, D) -> (B, T, D). cache: `cache[i]` of a `JointLatentCache`; the T tokens are appended.
+
+        absorb: whether a pass with a cache rebuilds no keys and values; None: where that is cheaper.
+        """
+        LayerCache.required(cache)
         steps, mask = x.shape[1], None
         q = split_heads(self.q_proj(x), self.n_heads)
         q_nope, q_rope = q.split((self.d_nope, self.d_rope), dim=-1)

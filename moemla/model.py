@@ -250,13 +250,15 @@ class LanguageModel(Layer):
 
     @staticmethod
     def _valid(tokens: Int[Tensor, "b t"], lengths: Int[Tensor, "b"]) -> Bool[Tensor, "b t"]:
-        return torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
+        return torch.arange(tokens.shape[1], device=tokens.device) < torch.as_tensor(lengths).to(tokens.device)[:, None]
 
     def features(
         self, tokens: Int[Tensor, "b t"], *, cache: Cache | None = None, lengths: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b t d"]:
         """What the head sees, (B, T, D), after the last norm; arguments as `forward`'s."""
         require_known(tokens.device)
+        if cache is not None and not isinstance(cache, Cache):
+            raise TypeError(f"cache: is a {type(cache).__name__}; give the whole cache, of `new_cache`")
         if tokens.dim() != 2:
             raise ValueError(f"tokens.shape={tuple(tokens.shape)}: give (B, T)")
         steps = tokens.shape[1]
@@ -265,6 +267,9 @@ class LanguageModel(Layer):
             raise ValueError(f"length={held + steps}: must be at most max_seq_len={self.config.max_seq_len}")
         valid = None
         if lengths is not None:
+            lengths = torch.as_tensor(lengths)
+            if lengths.is_floating_point() or lengths.dtype == torch.bool:
+                raise ValueError(f"lengths: are {lengths.dtype}; give whole numbers")
             if lengths.shape != tokens.shape[:1]:
                 raise ValueError(f"lengths.shape={tuple(lengths.shape)}: must have one for each of {len(tokens)} rows")
             # A cache takes them to the host in any case; else a GPU would have to be waited for.
@@ -333,10 +338,12 @@ class LanguageModel(Layer):
 
         The config is `described`: a head that is no longer the embedding is written too, a rope that was changed named.
         Of a wrapped model, `unwrapped(model).save(path)`. Under FSDP2, or with experts
-        over ranks, every rank calls it, and the first one writes.
+        over ranks, every rank calls it, and the first one writes. ValueError for the tokenizer of another vocabulary,
+        which `moemla.load` would refuse.
         """
         from safetensors.torch import save
 
+        self.config.require_vocabulary(tokenizer)
         state = self.weights()
         sharded = any(hasattr(tensor, "full_tensor") for tensor in state.values())  # all gather, one writes
         writes = not sharded or torch.distributed.get_rank() == 0

@@ -15,11 +15,10 @@ from moemla.routing import Router
 
 
 class MixtureOfExperts(Layer):
-    """(B, T, D) -> (B, T, D): routed plus shared experts. Built in chapters 6 and 7; the whole in chapter 9.
+    """(..., D) -> (..., D): routed plus shared experts. Built in chapters 6 and 7; the whole in chapter 9.
 
-    `valid` (B, T) is False at padding, which takes no routed expert and is not counted. `n_shared` experts of width F
-    are one feed-forward of width n_shared F. No bias terms but the balancing bias. `router.last` shows the last
-    routing.
+    `n_shared` experts of width F are one feed-forward of width n_shared F. No bias terms but the balancing bias.
+    `router.last` shows the last routing.
     """
 
     def __init__(
@@ -54,8 +53,13 @@ class MixtureOfExperts(Layer):
                 d_model=d_model, d_ff=n_shared * d_expert, activation=activation, bias=False, **factory
             )
 
-    def forward(self, x: Float[Tensor, "b t d"], valid: Bool[Tensor, "b t"] | None = None) -> Float[Tensor, "b t d"]:
+    def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Float[Tensor, "*n d"]:
+        """x (..., D), (B, T, D) say -> the same shape.
+
+        valid (...) is bool and False at padding, which takes no routed expert and is not counted; shared experts it
+        passes. ValueError for a `valid` of another shape or type.
+        """
         routing = self.router(x, valid)
-        routed = self.experts(rearrange(x, "b t d -> (b t) d"), routing.index, routing.gate)
+        routed = self.experts(rearrange(x, "... d -> (...) d"), routing.index, routing.gate)
         out = routed.reshape(x.shape)
         return out if self.shared is None else out + self.shared(x)

@@ -172,6 +172,11 @@ class Router(nn.Module):
         self.recorded: list[Routing] | None = None  # the list of a `record_routing` that is open
         self.recorded_with_gradients = False
 
+    def extra_repr(self) -> str:
+        """Sizes and gating, for `print(model)`."""
+        n_experts, d_model = self.weight.shape
+        return ", ".join([f"{d_model} -> {self.top_k} of {n_experts}", *(f"{k}={v}" for k, v in self.gating.items())])
+
     def watch_margins(self, on: bool = True, bins: int = 1000) -> None:
         """Whether training passes also sum up `margin_histogram`.
 
@@ -218,8 +223,16 @@ class Router(nn.Module):
         return self.__dict__ | {"last": None, "recorded": None}
 
     def forward(self, x: Float[Tensor, "*n d"], valid: Bool[Tensor, "*n"] | None = None) -> Routing:
+        """x (..., D) -> Routing of its N rows. valid (...) is bool, False at padding, which takes no expert.
+
+        ValueError for a `valid` of another shape or type.
+        """
         flat = rearrange(x, "... d -> (...) d")
-        valid = None if valid is None else valid.flatten()
+        if valid is not None:
+            right = f"must be bool, of x's {tuple(x.shape[:-1])}: True at what is no padding"
+            fits = valid.dtype == torch.bool and valid.shape == x.shape[:-1]
+            require(fits, "valid", f"{valid.dtype} {tuple(valid.shape)}", right)
+            valid = valid.flatten()
         # Wide even where someone has narrowed the weight behind the module's back, as FSDP's mixed precision does.
         wide = torch.promote_types(torch.promote_types(self.weight.dtype, self.bias.dtype), torch.float32)
         if self.weight.dtype.itemsize < 4 and not torch.compiler.is_compiling():

@@ -72,6 +72,12 @@ tests/test_moves.py::test_weights_assigned_to_a_model_without_any
 
 moemla/cache.py
 
+cache-of-whole-numbers
+A cache of an integer type cuts latents down to whole numbers, and says nothing.
+- require(dtype is None or dtype.is_floating_point, "dtype", dtype, "must be a floating type")
++ pass
+tests/test_refusals.py::test_shapes_that_do_not_fit
+
 position-off-by-one-after-prefill
 The first generated token gets the position of the last prompt token.
 - return _sent(rows, device)[:, None] + torch.arange(steps, device=device)
@@ -182,6 +188,12 @@ reset-of-the-parts-alone
 tests/test_moves.py::test_reset_parameters_is_the_constructor_with_the_same_seed
 
 moemla/routing.py
+
+mask-of-another-shape
+A padding mask is flattened whatever its shape: that of (T, B) masks the wrong tokens.
+- fits = valid.dtype == torch.bool and valid.shape == x.shape[:-1]
++ fits = True
+tests/test_refusals.py::test_shapes_that_do_not_fit
 
 bias-in-gate
 The balancing bias flows into the gate's value, and so into the output and its gradient.
@@ -910,6 +922,14 @@ After a validation the model trains in eval mode: no dropout, no counts.
 -             model.train()
 +             pass
 tests/test_validation.py::test_validation_changes_nothing_but_the_log
+
+moemla/paper/claims.py
+
+interval-unread
+A measured claim at the paper's scale is contradicted by a mean whose interval agrees.
+- for span in ((low, high), (low, low), (high, high))
++ for span in ((value, value),)
+tests/paper/test_claims.py::test_an_interval_contradicts_where_none_of_it_agrees
 
 moemla/kernels/decode.py
 

@@ -118,6 +118,9 @@ def test_algorithm_rules_have_a_rate_of_their_own():
     for rule, rate in RATES.items():
         assert Balancer(nn.Linear(2, 2), rule).rate == rate
         assert Balancer(nn.Linear(2, 2), rule, 0.25).rate == 0.25
+    for rate in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"rate=.*: must be a finite number above 0"):
+            Balancer(nn.Linear(2, 2), rate=rate)
     with pytest.raises(ValueError, match=r"rate=1\.5: the quantile rule"):
         Balancer(nn.Linear(2, 2), "quantile", 1.5)
 

@@ -132,6 +132,27 @@ def test_no_room(kind):
     fill(cache, 4)
 
 
+def test_a_cache_says_what_it_holds():
+    cache = LatentCache(n_layers=3, latent_dim=4, batch_size=2, max_len=9)
+    assert repr(cache) == "LatentCache(3 layers, 2 rows, 96 bytes a token, holds 0 of 9)"
+    cache.advance([5, 2])
+    cache.crop([4, 9])
+    assert "holds [4, 2] of 9" in repr(cache)
+
+
+def test_a_cache_made_for_inference_serves_outside_of_it():
+    """Whatever was done to it there: made, selected, copied."""
+    model, text = model_of(), tokens_of(2, 8)
+    with torch.inference_mode():
+        cache = model.new_cache(batch_size=2, max_len=12)
+        model(text[:, :5], cache=cache)
+        cache.select([1, 0])
+        twin = cache.copy(10)
+    with torch.no_grad():
+        for held in (cache, twin):
+            close(model(text[[1, 0], 5:], cache=held), model(text[[1, 0]])[:, 5:], 1e-10)
+
+
 def test_wrong_arguments():
     for name in ("n_layers", "batch_size", "max_len"):
         with pytest.raises(ValueError, match=f"{name}=0"):
@@ -204,8 +225,9 @@ def test_select_repeats_and_reorders_rows(form):
     cache.select(torch.tensor([3]))
     assert cache.lengths == [4]
     before = cache.buffers
-    with pytest.raises(IndexError):
-        cache.select([1])
+    for rows in ([1], [-1], [0, -2], torch.tensor([5])):
+        with pytest.raises(IndexError, match=r"this cache has rows 0 \.\. 0"):
+            cache.select(rows)
     assert cache.buffers is before and cache.lengths == [4]
 
 

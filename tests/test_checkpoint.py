@@ -228,7 +228,8 @@ def test_an_empty_folder_holds_no_model(tmp_path):
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, data, no_measuring):
     small, other = Tokenizer.train(STORIES, 280), Tokenizer.train([story.upper() for story in STORIES], 300)
-    LanguageModel(micro()).save(tmp_path / "saved", small)
+    LanguageModel(micro()).save(tmp_path / "saved")
+    small.save(tmp_path / "saved" / "tokenizer.json")
     with pytest.raises(MoemlaError, match=r"280 tokens.*300 tokens") as error:
         load(tmp_path / "saved")
     one_line(error)

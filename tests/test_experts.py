@@ -185,11 +185,12 @@ def test_gather_of_one_token_needs_no_copy_and_is_the_same():
     close(alone, by_loops(x, w_in, w_out, index, gate, "swiglu"), 1e-12)
 
 
-def test_grouped_computes_in_the_autocast_type():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_computes_in_the_autocast_type(backend):
     x, w_in, w_out, index, gate = example(d=16, f=8, dtype=torch.float32)
     exact = experts(x, w_in, w_out, index, gate, "loop")
     with torch.autocast("cpu", torch.bfloat16):
-        out = experts(x, w_in, w_out, index, gate, "grouped")
+        out = experts(x, w_in, w_out, index, gate, backend)
     assert out.dtype == torch.bfloat16
     close(out.float(), exact, 0.03, scale=0)
     assert all(grad.dtype == torch.float32 for grad in gradients(out, (x, w_in, w_out, gate)))

@@ -363,6 +363,15 @@ def test_wrong_arguments(tokens, how, words):
         generate(model_of(), tokens, **how)
 
 
+def test_a_prompt_may_be_a_list_of_ids():
+    """As `Tokenizer.encode` returns it."""
+    model = model_of()
+    told = generate(model, [[1, 2, 3], [4]], 5, seed=3)
+    expected = generate(model, [torch.tensor([1, 2, 3]), torch.tensor([4])], 5, seed=3)
+    assert [row.tolist() for row in told] == [row.tolist() for row in expected]
+    assert all(isinstance(row, torch.Tensor) for row in told)
+
+
 def test_one_dimensional_tokens():
     with pytest.raises(ValueError, match=r"tokens\.shape=\(2,\): give \(B, T\)"):
         inspect.unwrap(generate)(model_of(), torch.tensor([1, 2]))  # as users have it, without the tests' type checks

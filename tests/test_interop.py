@@ -533,6 +533,16 @@ def test_a_batch_of_unequal_prompts_and_a_pipeline_begin_as_training_did(tokeniz
     }  # for readers of that file alone
 
 
+def test_the_tokenizer_of_another_vocabulary_is_not_written(tokenizer, tmp_path):
+    """A padded one too: what was written could not be loaded, or would give ids that the table has not."""
+    for vocab_size in (60, tokenizer.vocab_size + 4):
+        model = ours_of(**CONFIGS[next(iter(CONFIGS))] | dict(vocab_size=vocab_size))
+        for write in (model.save, lambda out, words, model=model: interop.export(model, words, out)):
+            with pytest.raises(ValueError, match=f"has {tokenizer.vocab_size} tokens, and the model {vocab_size}"):
+                write(tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("form", ["decoupled", "mla-rope"])
 @pytest.mark.parametrize("place", ["embedding.weight", "blocks.1.feedforward.router.bias"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

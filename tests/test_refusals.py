@@ -137,11 +137,46 @@ def test_a_cache_does_not_count_backwards():
 
 
 SHAPES = """
+import numpy
 import torch
+from moemla.attention import MultiHeadAttention
+from moemla.cache import KVCache, LatentCache
+from moemla.generation import generate
+from moemla.latent_attention import MultiHeadLatentAttention
 from moemla.model import LanguageModel
+from moemla.moe import MixtureOfExperts
 from tests.helpers import config_of, tokens_of
 model, text = LanguageModel(config_of()), tokens_of(2, 8)
+x, valid = torch.randn(2, 8, 12), torch.ones(2, 8, dtype=torch.bool)
+experts = MixtureOfExperts(d_model=12, n_experts=5, top_k=2, d_expert=3)
+layers = MultiHeadAttention(d_model=12, n_heads=3), MultiHeadLatentAttention(d_model=12, n_heads=3, latent_dim=4)
+whole, rows = LatentCache(latent_dim=4, batch_size=2, max_len=9), dict(batch_size=2, max_len=9)
+mask, given = "True at what is no padding", "give one layer's view of it, cache[i]"
+for steps in (numpy.int64(3), torch.tensor([3, 3]), [numpy.int64(3), 3], (3, 3)):  # as good as numbers
+    whole.advance(steps)
+    assert whole.lengths == [3, 3] and type(whole.length) is int
+    whole.crop(numpy.int64(0))
+assert experts(x[0], valid[0]).shape == (8, 12) and experts(x[:, None], valid[:, None]).shape == (2, 1, 8, 12)
 for call, line in (
+    (lambda: experts(x, valid.T), f"valid='torch.bool (8, 2)': must be bool, of x's (2, 8): {mask}"),
+    (lambda: experts(x, valid.float()), f"valid='torch.float32 (2, 8)': must be bool, of x's (2, 8): {mask}"),
+    (lambda: experts(x, valid.long()), f"valid='torch.int64 (2, 8)': must be bool, of x's (2, 8): {mask}"),
+    (lambda: LatentCache(latent_dim=4, **rows, dtype=torch.int8), "dtype=torch.int8: must be a floating type"),
+    (lambda: layers[0](x, KVCache(n_kv_heads=3, d_head=4, **rows)), f"cache: is a KVCache of all layers; {given}"),
+    (lambda: layers[1](x, whole), f"cache: is a LatentCache of all layers; {given}"),
+    (lambda: model(text, cache=whole[0]), "cache: is a LayerCache; give the whole cache, of `new_cache`"),
+    (lambda: model(text, lengths=[8.0, 2]), "lengths: are torch.float32; give whole numbers"),
+    (lambda: whole.advance([2.0, 1.0]), "steps=[2.0, 1.0]: give whole numbers"),
+    (lambda: whole.advance(1.5), "steps=1.5: give whole numbers"),
+    (lambda: whole.advance([9, 10]), "steps=[9, 10]: with [0, 0] tokens held they exceed max_len=9"),
+    (lambda: whole.select([0.0]), "rows=[0.0]: name at least one row, by its number"),
+    (lambda: whole.crop([1]), "length=[1]: one number, or one for each of the 2 rows"),
+    (lambda: generate(model, [1, 2]), "tokens: 1 is no prompt; give a list of prompts, each a list of ids"),
+    (lambda: generate(model, "once"), "tokens: 'o' is no prompt; give a list of prompts, each a list of ids"),
+    (lambda: generate(model, [[1.5]]), "tokens: [1.5] is no prompt; give a list of prompts, each a list of ids"),
+    (lambda: generate(model, [text]), "tokens: a prompt of torch.int64 (2, 8); give 1-D ids"),
+    (lambda: generate(model, [[1]], stop=[1, 2]), "stop=[1, 2]: one token, between 0 and 36"),
+    (lambda: generate(model, [[1]], stop=37), "stop=37: one token, between 0 and 36"),
     (lambda: model(text[0]), "tokens.shape=(8,): give (B, T)"),
     (lambda: model(text, text.T.contiguous()), "targets.shape=(8, 2): must be the tokens', (2, 8)"),
     (lambda: model(text, text.flatten()), "targets.shape=(16,): must be the tokens', (2, 8)"),
@@ -150,7 +185,7 @@ for call, line in (
 ):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         assert str(error) == line, error
     else:
         raise AssertionError(line)

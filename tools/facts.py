@@ -175,7 +175,7 @@ def gpu() -> str:
     times = {(row["case"], row["program"]): row for row in result.measures["rows"]}
     out = [
         f"Measured on an {', '.join(result.provenance['machine']['gpus'])}, bfloat16, widths of size M, replayed as "
-        "CUDA graphs (`moemla bench kernels`),",
+        f"CUDA graphs (`moemla bench kernels`, at {result.provenance['git']['commit'][:7]}; decode was changed since),",
         "65,536 tokens; decode for 16 rows that hold 8,192 tokens each. Limit: the longer of bytes over bandwidth and",
         "products over peak.",
         "",
@@ -192,6 +192,61 @@ def gpu() -> str:
         "from Python is bound by launches, and kernels make it no faster.",
     ]
     return "\n".join(out)
+
+
+ANSWERS = {  # of a registered experiment: its question, and the comparisons that answer it
+    "balancing": ("What does balancing cost in loss?", "sign - none", "switch - none"),
+    "shared-experts": (
+        "Do shared experts help, and experts at all, at equal active size?",
+        "shared-2 - shared-0",
+        "shared-2 - dense",
+    ),
+    "synergy": (
+        "Do experts and latents help each other, at equal total?",
+        "experts x latents, rotary, equal total",
+        "experts x latents, learned, equal total",
+        "moe-mla-rope - mha-rope",
+    ),
+    "synergy-adamw": ("And with AdamW?", "experts x latents, rotary, equal total"),
+    "synergy-long": ("And after four times as many steps?", "experts x latents, rotary, equal total"),
+    "synergy-rate": ("And at another rate?", "experts x latents, rotary, equal total"),
+    "granularity": (
+        "Are 64 experts better than 8, at equal total and at equal active size?",
+        "total-64 - all-8",
+        "active-64 - all-8",
+    ),
+    "real": ("And on real stories?", "experts x latents, rotary, equal total", "moe-mla-rope - mha-rope"),
+    "compression": ("Do experts make up for a narrow latent?", "experts x narrow latent (1/8 against 1/2)"),
+    "scaling": ("Does the gain grow with the model?", "total: gain at 256 over that at 64"),
+    "flops": ("At equal forward FLOPs?", "moe-mla-rope - mha-rope"),
+}
+
+
+def outcomes() -> str:
+    """What each complete experiment answers: differences in nats, by Welch; dense and experts of the speedrun."""
+    from moemla.experiments import find
+    from moemla.experiments.runner import complete
+    from moemla.statistics import difference
+
+    lines = []
+    for name, (question, *asked) in ANSWERS.items():
+        runs = complete(name, "cpu", RESULTS)
+        seen = find(name).contrasts(runs) if runs else {}
+        said = [f"`{one}` {_pm(seen[one].welch) if one in seen else 'not judged'}" for one in asked]
+        lines += [f"- *{name}*: {question} {'; '.join(said)}."] if runs else []
+    scores = {arm: [] for arm in ("moe-ten", "dense-ten")}
+    for run in measured_here("speedrun"):
+        scores.get(run.settings["tags"]["arm"], []).append(run.measures["bits_per_byte"])
+    if len(scores["moe-ten"]) == len(scores["dense-ten"]) > 1:
+        apart = difference(*scores.values()).welch
+        said = f"Experts {apart.value:+.4f} ± {apart.half_width:.4f} bits per byte above dense."
+        lines.append(f"- *speedrun*: Which is better after ten minutes on two cores? {said}")
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+
+
+def _pm(one: Any) -> str:
+    """A value with its interval, signed."""
+    return f"{one.value:+.3f} ± {one.half_width:.3f}"
 
 
 def speedrun() -> str:
@@ -212,6 +267,7 @@ BLOCKS = {
     "latent-cost": latent_cost,
     "machines": machines,
     "speedrun": speedrun,
+    "outcomes": outcomes,
 }
 FILES = ("README.md", "book/preface.md", "book/speedrun.md")
 

@@ -122,7 +122,10 @@ def _methods(node: ast.ClassDef, chapters: dict[int, Chapter]) -> list[str]:
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and ast.get_docstring(method):
             summary = ast.get_docstring(method).split("\n\n")[0]
-            rows += [f"`{method.name}`", f": {prose(BUILT_SENTENCE.sub('', summary), chapters)}", ""]
+            held = {getattr(name, "id", "") for name in method.decorator_list}
+            own = not held & {"staticmethod"}  # without the object or class that comes first
+            shown = method.name if "property" in held else f"{method.name}({_arguments(method.args, skip=own)})"
+            rows += [f"`{shown}`", f": {prose(BUILT_SENTENCE.sub('', summary), chapters)}", ""]
     return rows
 
 
@@ -184,6 +187,7 @@ ON_A_GPU = """## On a GPU
 The Triton kernels are equal to the plain functions where Triton's interpreter runs them, and they compile to machine
 code for compute capability 8.0 and 9.0: that is tested on every machine. `python -m tools.on_gpu` on a machine with a
 GPU runs their tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
+ON_ONE = " It was run on an H200, at the commits above; decode has been changed since, and not been there again."
 
 
 def _on_lines(command: str, width: int = 44) -> str:
@@ -254,6 +258,8 @@ def reproduce_page() -> str:
     out += ["", ON_A_GPU]
     if not any(run["machine"]["gpus"] for runs in made.values() for run in runs):
         out[-1] += " No result here was measured on one."
+    else:
+        out[-1] += ON_ONE
     return "\n".join(out) + "\n"
 
 
@@ -312,7 +318,8 @@ LEDGER = """# The ledger
 
 What the paper prints, and what it comes to here. Only what is printed is written down, in
 `moemla/paper/claims.yml`; the other numbers are computed from the paper's settings, or measured. `moemla claims A25`
-prints a claim whole, with the function that computes it.
+prints a claim whole, `moemla claims "Table 2"` all that belongs to a place. [What came out](outcomes.md) has the
+experiments behind what is *measured*.
 
 """
 
@@ -323,6 +330,7 @@ def ledger_page() -> str:
 
     out = [LEDGER.rstrip(), "", facts.ledger(), ""]
     out += [f"- *{status}*: {meaning}" for status, meaning in (claims.STATUSES | claims.NOT_JUDGED).items()]
+    out += ["", "## By place", "", *_by_place()]
     for chapter in plan():
         rows = [row for row in facts.judged() if row[0].chapter == chapter.number]
         if not rows:
@@ -333,10 +341,26 @@ def ledger_page() -> str:
         out += ["| claim | printed | here | status | note |", "|---|---|---:|---|---|"]
         for claim, outcome in rows:
             said = textwrap.shorten(claim.printed, 60, placeholder=" ...")
-            cells = (claim.where, said, claims.show(claim, outcome), outcome.status, claim.note)
+            note = f"{claim.note} [{outcome.detail}]" if outcome.detail else claim.note
+            cells = (claim.where, said, claims.show(claim, outcome), outcome.status, note)
             where, *rest = (_escape(cell) for cell in cells)
             out.append(f"| [`{claim.id}`]{{#{claim.id}}}<br>{where} | {' | '.join(rest)} |")
     return "\n".join(out) + "\n"
+
+
+def _by_place() -> list[str]:
+    """Links to what is judged of each part of the paper, the abstract and the tables first."""
+    places: dict[str, list[str]] = {}
+    for claim, outcome in facts.judged():
+        if outcome.status not in ("input", "aside"):
+            for place in dict.fromkeys(where.partition(",")[0] for where in claim.where.split(" with ")):
+                places.setdefault(place, []).append(f"[{claim.id}](#{claim.id})")
+
+    def order(place: str) -> tuple[int, str]:
+        return (0 if place == "abstract" else 1 if place.startswith("Table") else 2, place)
+
+    out = ["| place | claims |", "|---|---|"]
+    return out + [f"| {place} | {', '.join(places[place])} |" for place in sorted(places, key=order)]
 
 
 PAGES = {

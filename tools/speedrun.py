@@ -94,7 +94,7 @@ def table(kept: list[results.Result]) -> str:
     for result in kept:
         arms.setdefault(result.settings["tags"]["arm"], []).append(result)
     lines = [
-        "| arm | seeds | bits per byte, 95 % | seconds | of processors | counts |",
+        "| arm | seeds | bits per byte, 95 % | longest, s | of processors | counts |",
         "|---|---:|---|---:|---:|---|",
     ]
     for arm, runs in sorted(arms.items()):

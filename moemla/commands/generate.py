@@ -32,7 +32,7 @@ class Generate:
         import torch
 
         from moemla.checkpoint import load
-        from moemla.generation import check_sampling, generate
+        from moemla.generation import check_room, check_sampling, generate
         from moemla.tokenizer import StreamDecoder
 
         require_count("count", self.count)
@@ -44,6 +44,7 @@ class Generate:
         if tokenizer is None:
             raise MoemlaError(f"{self.run} has no tokenizer.json")
         prompt = torch.tensor([[tokenizer.eot, *tokenizer.encode(self.prompt)]])
+        check_room(prompt.shape[1], self.max_new_tokens, model.config.max_seq_len)
         sampling = dict(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, use_cache=not self.no_cache)
         for number in range(self.count):
             stream = StreamDecoder(tokenizer)

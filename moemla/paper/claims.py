@@ -26,7 +26,7 @@ KINDS = ("arithmetic", "measured", "citation", "setting", "aside")
 STATUSES = {
     "computed": "follows from settings that the paper states",
     "consistent": "agrees with other numbers that the paper prints; nothing was run",
-    "measured": "was run here, at the scale that stands beside it",
+    "measured": "was run here, at the scale that the row names; whether it agrees is judged at the paper's scale only",
     "contradicted": "disagrees with the paper's own settings or numbers, or with a public record",
     "undetermined": "the text does not say enough; what holds only under a reading that it does not state is here",
     "not run": "needs a run that has not been made here",
@@ -215,10 +215,10 @@ def evaluate(claim: Claim, folder: str | Path = "results") -> Outcome:
     measured claim is `not run`.
     """
     if claim.result is not None:
-        found, detail = measured(claim.result, folder)
-        if found is None:
+        interval, detail = measured(claim.result, folder)
+        if interval is None:
             return Outcome(None, claim.printed, "not run", detail)
-        value, low, high = found
+        value, low, high = interval
         expected = _compare(claim, low, high)[0]
         agrees = any(_compare(claim, *span)[1] for span in ((low, high), (low, low), (high, high)))  # some of it
         at_scale = claim.result["scale"] == "paper"

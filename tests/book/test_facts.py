@@ -7,8 +7,8 @@ import tomllib
 import pytest
 
 from moemla import ModelConfig, complexity
-from moemla.experiments import latent_cost, ten_minutes
-from moemla.experiments.runner import Text
+from moemla.experiments import QUEUE, find, latent_cost, ten_minutes
+from moemla.experiments.runner import Text, complete
 from moemla.paper import claims
 from moemla.results import of, write
 from tests.test_results import ORIGIN
@@ -19,14 +19,14 @@ README, PREFACE, SPEEDRUN = ((ROOT / name).read_text(encoding="utf-8") for name 
 
 
 def test_the_blocks_are_there():
-    assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "gpu", "ledger", "latent-cost"]
-    assert facts.blocks_of(PREFACE) == ["chapters", "ledger", "machines"]
+    assert facts.blocks_of(README) == ["chapters", "ten-minutes", "benches", "gpu", "ledger", "latent-cost", "outcomes"]
+    assert facts.blocks_of(PREFACE) == ["chapters", "ledger", "outcomes", "machines"]
     assert facts.blocks_of(SPEEDRUN) == ["speedrun"]
     for text in (README, PREFACE):
         assert text.count("written by tools/pages.py -->") == text.count("<!-- end of ") == len(facts.blocks_of(text))
 
 
-@pytest.mark.parametrize("name", ["chapters", "ten-minutes", "benches", "ledger", "latent-cost"])
+@pytest.mark.parametrize("name", ["chapters", "ten-minutes", "benches", "ledger", "latent-cost", "outcomes"])
 def test_a_number_changed_by_hand_is_noticed(name):
     block = (
         README[README.index(f"<!-- {name}, written") : README.index(f"<!-- end of {name}")] + f"<!-- end of {name} -->"
@@ -179,3 +179,13 @@ def test_the_readmes_other_figures():
 def test_a_chapter_takes_under_two_minutes():
     seconds = json.loads((ROOT / "book" / "timings.json").read_text())
     assert "under two minutes" in PREFACE and max(seconds.values()) < 120
+
+
+def test_each_registered_experiment_has_its_answer_in_one_line():
+    """Named here before it is complete, so that the line appears with the last run."""
+    assert [*facts.ANSWERS] == sorted(facts.ANSWERS, key=QUEUE.index) and set(facts.ANSWERS) == set(QUEUE)
+    for name, (question, *asked) in facts.ANSWERS.items():
+        known = {one.name for one in (*find(name).asked, *find(name).beside)}
+        assert question.endswith("?") and asked and set(asked) <= known, name
+        told = f"*{name}*: {question}" in facts.outcomes()
+        assert told == bool(complete(name, "cpu", facts.RESULTS)), name

@@ -29,6 +29,12 @@ def test_generate_prints_the_prompt_and_a_story(run, capsys):
     assert said(capsys, run, "--prompt", "Tom saw", "--seed", "4") != out
 
 
+def test_a_prompt_without_room_is_refused_before_it_is_shown(run, capsys):
+    assert main(["generate", "--run", str(run), "--prompt", "Tom saw Mia. " * 400]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "leaves no room for more in max_seq_len" in shown.err
+
+
 @pytest.mark.parametrize("sampling", [["--temperature", "0"], ["--top-p", "0.9"], ["--top-k", "5", "--seed", "9"]])
 def test_the_cache_changes_nothing(run, capsys, monkeypatch, sampling):
     cached = said(capsys, run, *sampling)

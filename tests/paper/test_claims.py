@@ -381,7 +381,11 @@ def test_a_ratio_and_a_contrast_are_read_from_finished_experiments(tmp_path):
     assert measured(gain, tmp_path) == measured(longer, tmp_path) == (None, "not finished yet")
     write(runs[-1], tmp_path)
     (value, low, high), detail = measured(gain, tmp_path)
-    assert value == pytest.approx(25.0) and low < value < high and detail.startswith("moe-mla-rope - mha-rope: +0.2231 ± 0.0")
+    assert (
+        value == pytest.approx(25.0)
+        and low < value < high
+        and detail.startswith("moe-mla-rope - mha-rope: +0.2231 ± 0.0")
+    )
     assert measured(longer, tmp_path)[0] == pytest.approx((30.0, 30.0, 30.0))
     claim = dataclasses.replace(LEDGER["M2-flops"], result=gain, expect="< 0")
     assert evaluate(claim, tmp_path).computed == value
