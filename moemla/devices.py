@@ -12,6 +12,24 @@ import torch
 from torch import Tensor, nn
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's, malloc.h
+_OF_MKL = ("acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma", "log", "log10")
+_OF_MKL += ("log1p", "log2", "sin", "sinh", "sqrt", "tan", "tanh")
+
+
+def _settle() -> None:
+    """Calls each elementwise function of MKL once, on one number and so from one thread.
+
+    Its first call looks for the code that suits the processor. Where two threads make that call at once, one of them
+    may get code of low accuracy, for its half and that once (pytorch/pytorch#188792): square roots wrong by 2e-4 were
+    seen in float32, and rotary tables wrong by 7e-9 in float64.
+    """
+    for dtype in (torch.float32, torch.float64):
+        number = torch.full((1,), 0.5, dtype=dtype, device="cpu")
+        for name in _OF_MKL:
+            getattr(number, name)()
+
+
+_settle()
 
 
 def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,6 +1,9 @@
 """RoPE against complex numbers, and the property it is there for: a score depends on distance alone."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -178,3 +181,30 @@ def test_tables_are_as_exact_as_the_default_type():
     finally:
         torch.set_default_dtype(before)
     assert RotaryEmbedding(4, 3).cos.dtype == RotaryEmbedding(4, 3, dtype=torch.float16).cos.dtype == torch.float32
+
+
+EXACT = """
+import moemla.devices
+import torch
+torch.set_num_threads(2)
+x = torch.rand(1000, 1000)
+assert (x.sqrt() - x.double().sqrt().float()).abs().max() < 1e-6, "sqrt"
+from moemla.rope import RotaryEmbedding, frequencies
+angles = torch.arange(128, dtype=torch.float64)[:, None] * frequencies(64)
+table = RotaryEmbedding(64, 128, dtype=torch.float64)
+for name in ("cos", "sin"):
+    assert (getattr(table, name) - getattr(torch, name)(angles)).abs().max() < 1e-12, name
+"""
+
+
+@pytest.mark.slow
+def test_the_first_tables_of_a_process_are_exact():
+    """One of five processes of two threads had a wrong half, on the processor where this was found."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    for _ in range(15):
+        done = subprocess.run(
+            [sys.executable, "-c", EXACT], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr[-500:]
