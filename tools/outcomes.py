@@ -23,8 +23,8 @@ differences are given twice, between groups of runs (Welch) and within seeds, an
 better. A load's CV is its standard deviation over experts, divided by the mean.
 
 """
-ARMS = ("arm", "parameters", "active", "rate", "seeds", "nats per token", "bits per byte", "processor s")
-LOADS = "load CV in a batch / a sequence"
+ARMS = ("arm", "millions, total / active", "rate", "seeds", "nats per token", "bits per byte", "processor s")
+LOADS = "load CV, batch / sequence"
 COMPARED = ("compared", "nats, by Welch", "within seeds", "correlation", "p, after Holm")
 
 
@@ -69,7 +69,7 @@ def _arms(experiment: Comparison, runs: list[Result]) -> list[str]:
         measures = [run.measures for run in held]
         losses = [one["nats_per_token"] for one in measures if "nats_per_token" in one]
         rate = chosen.get(arm) or f"{held[0].settings['train']['lr']:g}"
-        sizes = " | ".join(f"{measures[0][size]:,}" for size in ("parameters", "active_parameters"))
+        sizes = " / ".join(f"{measures[0][size] / 1e6:.2f}" for size in ("parameters", "active_parameters"))
         said = "diverged" if len(losses) < len(held) else _pm(estimate(losses), sign="")
         means = [f"{mean_of(held, 'bits_per_byte'):.4f}", f"{mean_of(held, 'cpu_seconds'):.0f}"]
         loads = [mean_of(held, "loads", window, "cv") for window in ("batch", "sequence")]
@@ -101,4 +101,4 @@ def _within(asked: Asked, welch: Estimate) -> str:
 
 
 def _pm(one: Estimate, sign: str = "+") -> str:
-    return f"{one.value:{sign}.4f} ± {one.half_width:.4f}"
+    return f"{one.value:{sign}.4f}\u00a0±\u00a0{one.half_width:.4f}"  # on one line

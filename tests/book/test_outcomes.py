@@ -49,7 +49,7 @@ def test_what_is_complete_has_a_verdict_in_the_log_for_each_prediction(name):
 
 def test_the_tables_are_those_of_the_command():
     experiment, runs = find("shared-experts"), complete("shared-experts", "cpu", RESULTS)
-    printed, page = experiment.table(runs), "\n".join(outcomes.outcome(experiment, runs))
+    printed, page = experiment.table(runs), "\n".join(outcomes.outcome(experiment, runs)).replace("\u00a0", " ")
     for arm in experiment.measured(runs):
         row = re.search(rf"^{arm} .*?(\d\.\d{{4}} ± \d\.\d{{4}})", printed, flags=re.M)
         assert re.search(rf"^\| `{arm}` \|.* \| {re.escape(row[1])} \|", page, flags=re.M), arm
