@@ -23,8 +23,8 @@ differences are given twice, between groups of runs (Welch) and within seeds, an
 better. A load's CV is its standard deviation over experts, divided by the mean.
 
 """
-ARMS = ("arm", "millions, total / active", "rate", "seeds", "nats per token", "bits per byte", "processor s")
-LOADS = "load CV, batch / sequence"
+ARMS = ("arm", "total / active, M", "rate", "seeds", "nats per token<br>bits per byte", "CPU s")
+LOADS = "load CV<br>batch / sequence"
 COMPARED = ("compared", "nats, by Welch", "within seeds", "correlation", "p, after Holm")
 
 
@@ -69,11 +69,12 @@ def _arms(experiment: Comparison, runs: list[Result]) -> list[str]:
         measures = [run.measures for run in held]
         losses = [one["nats_per_token"] for one in measures if "nats_per_token" in one]
         rate = chosen.get(arm) or f"{held[0].settings['train']['lr']:g}"
-        sizes = " / ".join(f"{measures[0][size] / 1e6:.2f}" for size in ("parameters", "active_parameters"))
+        sizes = "\u00a0/\u00a0".join(f"{measures[0][size] / 1e6:.2f}" for size in ("parameters", "active_parameters"))
         said = "diverged" if len(losses) < len(held) else _pm(estimate(losses), sign="")
-        means = [f"{mean_of(held, 'bits_per_byte'):.4f}", f"{mean_of(held, 'cpu_seconds'):.0f}"]
+        said += f"<br>{mean_of(held, 'bits_per_byte'):.4f}"
+        means = [f"{mean_of(held, 'cpu_seconds'):.0f}"]
         loads = [mean_of(held, "loads", window, "cv") for window in ("batch", "sequence")]
-        means += ["-" if isnan(loads[0]) else f"{loads[0]:.2f} / {loads[1]:.2f}"] * loaded
+        means += ["-" if isnan(loads[0]) else f"{loads[0]:.2f}\u00a0/\u00a0{loads[1]:.2f}"] * loaded
         out.append(f"| `{arm}` | {sizes} | {rate} | {len(losses)} | {said} | {' | '.join(means)} |")
     return out
 

@@ -52,7 +52,7 @@ def test_the_tables_are_those_of_the_command():
     printed, page = experiment.table(runs), "\n".join(outcomes.outcome(experiment, runs)).replace("\u00a0", " ")
     for arm in experiment.measured(runs):
         row = re.search(rf"^{arm} .*?(\d\.\d{{4}} ± \d\.\d{{4}})", printed, flags=re.M)
-        assert re.search(rf"^\| `{arm}` \|.* \| {re.escape(row[1])} \|", page, flags=re.M), arm
+        assert re.search(rf"^\| `{arm}` \|.* \| {re.escape(row[1])}<br>", page, flags=re.M), arm
     for asked in experiment.asked:
         line = next(
             line for line in printed.splitlines() if line.startswith(f"{asked.name}  ") and "p" not in line[:90]
@@ -72,5 +72,5 @@ def test_an_arm_that_diverged_has_no_mean_and_no_comparison():
         for run in runs
     ]
     page = "\n".join(outcomes.outcome(experiment, lost))
-    assert re.search(r"^\| `dense` \|.*\| 4 \| diverged \|", page, flags=re.M)
+    assert re.search(r"^\| `dense` \|.*\| 4 \| diverged<br>", page, flags=re.M)
     assert "| shared-2 - dense | not judged: an arm diverged |" in page
