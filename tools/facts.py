@@ -162,6 +162,9 @@ KERNELS = {  # of a bench of kernels: what stands in the table
 }
 
 
+BEFORE_BLOCKS = ("166f514", "2c691b4")  # commits whose decode kernels were not yet those with blocks of heads
+
+
 def gpu() -> str:
     """What a GPU says of the kernels: each beside the plain function and its limit."""
     wanted = {"tags.what": "kernels", "tags.size": "M", "tags.dtype": "bf16", "tags.matched": "parameters"}
@@ -172,10 +175,12 @@ def gpu() -> str:
             "for."
         )
     (result,) = found
+    commit = result.provenance["git"]["commit"][:7]
+    since = "; decode was changed since" if commit in BEFORE_BLOCKS else ""
     times = {(row["case"], row["program"]): row for row in result.measures["rows"]}
     out = [
         f"Measured on an {', '.join(result.provenance['machine']['gpus'])}, bfloat16, widths of size M, replayed as "
-        f"CUDA graphs (`moemla bench kernels`, at {result.provenance['git']['commit'][:7]}; decode was changed since),",
+        f"CUDA graphs (`moemla bench kernels`, at {commit}{since}),",
         "65,536 tokens; decode for 16 rows that hold 8,192 tokens each. Limit: the longer of bytes over bandwidth and",
         "products over peak.",
         "",
@@ -232,21 +237,21 @@ def outcomes() -> str:
     for name, (question, *asked) in ANSWERS.items():
         runs = complete(name, "cpu", RESULTS)
         seen = find(name).contrasts(runs) if runs else {}
-        said = [f"`{one}` {_pm(seen[one].welch) if one in seen else 'not judged'}" for one in asked]
+        said = [f"`{one}` {plus_minus(seen[one].welch) if one in seen else 'not judged'}" for one in asked]
         lines += [f"- *{name}*: {question} {'; '.join(said)}."] if runs else []
     scores = {arm: [] for arm in ("moe-ten", "dense-ten")}
     for run in measured_here("speedrun"):
         scores.get(run.settings["tags"]["arm"], []).append(run.measures["bits_per_byte"])
     if len(scores["moe-ten"]) == len(scores["dense-ten"]) > 1:
         apart = difference(*scores.values()).welch
-        said = f"Experts {apart.value:+.4f} ± {apart.half_width:.4f} bits per byte above dense."
+        said = f"Experts {plus_minus(apart, 4)} bits per byte above dense."
         lines.append(f"- *speedrun*: Which is better after ten minutes on two cores? {said}")
     return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
 
-def _pm(one: Any) -> str:
-    """A value with its interval, signed."""
-    return f"{one.value:+.3f} ± {one.half_width:.3f}"
+def plus_minus(one: Any, digits: int = 3, sign: str = "+", blank: str = " ") -> str:
+    """A value with its interval."""
+    return blank.join((f"{one.value:{sign}.{digits}f}", "±", f"{one.half_width:.{digits}f}"))
 
 
 def speedrun() -> str:

@@ -10,6 +10,7 @@ from moemla.experiments.runner import complete
 from moemla.results import Result
 from moemla.statistics import Estimate, estimate
 from tools.book import RESULTS, ROOT
+from tools.facts import plus_minus
 
 LOG = ROOT / "LOG.md"
 
@@ -102,4 +103,4 @@ def _within(asked: Asked, welch: Estimate) -> str:
 
 
 def _pm(one: Estimate, sign: str = "+") -> str:
-    return f"{one.value:{sign}.4f}\u00a0±\u00a0{one.half_width:.4f}"  # on one line
+    return plus_minus(one, 4, sign, blank="\u00a0")  # on one line

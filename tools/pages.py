@@ -187,7 +187,8 @@ ON_A_GPU = """## On a GPU
 The Triton kernels are equal to the plain functions where Triton's interpreter runs them, and they compile to machine
 code for compute capability 8.0 and 9.0: that is tested on every machine. `python -m tools.on_gpu` on a machine with a
 GPU runs their tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
-ON_ONE = " It was run on an H200, at the commits above; decode has been changed since, and not been there again."
+ON_ONE = " It was run on one at the commits above."
+SINCE = " Decode has been changed since, and not been there again."
 
 
 def _on_lines(command: str, width: int = 44) -> str:
@@ -259,7 +260,8 @@ def reproduce_page() -> str:
     if not any(run["machine"]["gpus"] for runs in made.values() for run in runs):
         out[-1] += " No result here was measured on one."
     else:
-        out[-1] += ON_ONE
+        gpus = {run["git"]["commit"][:7] for runs in made.values() for run in runs if run["machine"]["gpus"]}
+        out[-1] += ON_ONE + SINCE * (gpus <= set(facts.BEFORE_BLOCKS))
     return "\n".join(out) + "\n"
 
 
@@ -306,10 +308,8 @@ def registrations_page() -> str:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
         body = text.split("\n", 1)[1].replace("\n## ", "\n### ").strip()
         out += ["", f"(registration-{name})=", f"## {name}", "", body]
-        for n, later in enumerate(
-            sorted((facts.RESULTS / name).glob("amendment*.md"), key=lambda path: (len(path.name), path.name))
-        ):
-            title = "Amendment" if n == 0 else f"Amendment {n + 1}"
+        for later in sorted((facts.RESULTS / name).glob("amendment*.md"), key=lambda path: len(path.name)):
+            title = later.stem.replace("-", " ").capitalize()
             out += ["", f"### {title}", "", later.read_text(encoding="utf-8").split("\n", 1)[1].strip()]
     return "\n".join(out) + "\n"
 
