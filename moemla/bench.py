@@ -1,6 +1,7 @@
 """Our code, its alternatives and a peer on this machine, in turn, each beside a limit found in the same run.
 
-The experts, attention in decode, a training step, decoding, and by `kernel_bench` kernels alone. Built in chapter 14.
+The experts, attention in decode, a training step, decoding; `kernel_bench` has kernels alone, `serving_bench` a step of
+many rows. Built in chapter 14.
 """
 
 import importlib.metadata
@@ -30,6 +31,8 @@ from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
 from moemla.precision import DTYPES
 from moemla.rope import RotaryEmbedding
+from moemla.serving import step_bytes
+from moemla.serving_bench import bench_serving
 
 
 def _forward(program: Callable[[], Tensor]) -> Callable:
@@ -260,11 +263,7 @@ def bench_decode(
         programs["transformers"] = _peer_decode(_peer(model).eval(), prompt, first, new)
         if not torch.equal(ours(), programs["transformers"]()):
             raise ArithmeticError("the peer writes other tokens from the same weights")
-    counted = complexity.parameters(config)
-    chosen = min(config.n_experts, batch_size * config.top_k) if config.ffn == "moe" else 0
-    read = counted.total - counted.routed + counted.routed * chosen / config.n_experts
-    moved = new * read * dtype.itemsize
-    moved += new * batch_size * (held + new / 2) * kept.bytes_per_token()
+    moved = new * step_bytes(config, batch_size, held + new // 2, dtype.itemsize).total
     flops = new * batch_size * complexity.flops_per_token(config, held + new // 2)
     return measure(f"decode {new} behind {held}", programs, Work(flops, moved), new * batch_size, machine, seconds)
 
@@ -330,7 +329,8 @@ def _peer_decode(peer: nn.Module, prompt: Tensor, first: Tensor, new: int) -> Ca
 
 SHAPE = ("batch_size", "seq_len", "compiled")
 TAKES = dict(train=(*SHAPE, "backends"), decode=SHAPE, moe=("tokens",), attention=("tokens", "batch_size"))
-TAKES |= dict(kernels=("tokens", "lengths", "batch_size"))
+TAKES |= dict(kernels=("tokens", "lengths", "batch_size"), serving=("tokens", "batch_size"))
+LENGTHS, HELD = (128, 512, 2048), (128, 1024, 4096)  # of caches, where none are named: one layer, a whole model
 PLAIN = dict(batch_size=None, seq_len=256, tokens=(), lengths=(), backends=("auto",), compiled=None)
 
 
@@ -348,7 +348,7 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
         require(fits, name, chosen[name], f"bench {what} takes none")
     require(bool(chosen["backends"]), "backends", chosen["backends"], "name at least one")
     peer = chosen["against"]
-    require(what not in ("attention", "kernels") or not peer, "against", peer, f"bench {what} has no peer")
+    require(what in ("train", "decode", "moe") or not peer, "against", peer, f"bench {what} has no peer")
     config = _config(chosen)
     experts_too = what not in ("moe", "kernels") or config.ffn == "moe"
     require(experts_too, "variant", chosen["variant"], "has no experts to measure")
@@ -358,8 +358,9 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
     if what == "moe":
         tokens = chosen["tokens"] or (1, 16, 256, 4096)
         rows = bench_moe(config, tokens, against=chosen["against"], **common)
-    elif what == "attention":
-        rows = bench_attention(config, chosen["tokens"] or (128, 512, 2048), chosen["batch_size"] or 1, **common)
+    elif what in ("attention", "serving"):
+        bench, lengths = dict(attention=(bench_attention, LENGTHS), serving=(bench_serving, HELD))[what]
+        rows = bench(config, chosen["tokens"] or lengths, chosen["batch_size"] or 1, **common)
     elif what == "kernels":
         sizes = {name: chosen[name] for name in ("tokens", "lengths", "batch_size") if chosen[name]}
         rows = bench_kernels(config, **sizes, **common)
@@ -382,6 +383,7 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
 def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any]) -> Cell:
     """A bench as a cell: what was measured of which model, and all options."""
     rows = f"-{chosen['variant']}-{chosen['batch_size'] or 8}x{chosen['seq_len']}" if what == "train" else ""
+    rows = f"-{chosen['batch_size'] or 1}-rows" if what == "serving" else rows
     arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}{rows}")
     tags = dict(arm=arm, what=what, device=device) | chosen
     if what != "kernels":  # the only one that has them

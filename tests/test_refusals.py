@@ -145,6 +145,7 @@ from moemla.generation import generate
 from moemla.latent_attention import MultiHeadLatentAttention
 from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
+from moemla.serving import Server
 from tests.helpers import config_of, tokens_of
 model, text = LanguageModel(config_of()), tokens_of(2, 8)
 x, valid = torch.randn(2, 8, 12), torch.ones(2, 8, dtype=torch.bool)
@@ -175,6 +176,10 @@ for call, line in (
     (lambda: generate(model, "once"), "tokens: 'o' is no prompt; give a list of prompts, each a list of ids"),
     (lambda: generate(model, [[1.5]]), "tokens: [1.5] is no prompt; give a list of prompts, each a list of ids"),
     (lambda: generate(model, [text]), "tokens: a prompt of torch.int64 (2, 8); give 1-D ids"),
+    (lambda: Server(model, 1).submit([[1, 2]]), "prompt=[[1, 2]]: give ids, one list of them"),
+    (lambda: Server(model, 1).submit(1), "prompt=1: give ids, one list of them"),
+    (lambda: Server(model, 1).submit(torch.tensor([1.0])), "prompt=tensor([1.]): give ids, one list of them"),
+    (lambda: Server(model, 1).submit(text), f"prompt={text!r}: give ids, one list of them"),
     (lambda: generate(model, [[1]], stop=[1, 2]), "stop=[1, 2]: one token, between 0 and 36"),
     (lambda: generate(model, [[1]], stop=37), "stop=37: one token, between 0 and 36"),
     (lambda: model(text[0]), "tokens.shape=(8,): give (B, T)"),

@@ -36,6 +36,7 @@ def parts() -> dict[str, list[list[str]]]:
         "kernels": [_bench("kernels", size, "parameters", "bf16", "--tokens", *TOKENS[2:]) for size in ("M", "XL")],
         "experts": [_experts(size, matched, "bf16") for matched in ("parameters", "literal") for size in ("M", "XL")],
         "attention": [_attention(size) for size in ("M", "XL")],
+        "serving": [_serving(rows) for rows in ("1", "16", "128")],
         "experts-more": [_experts(size, how, "fp16") for how in ("parameters", "literal") for size in ("M", "XL")],
     }
 
@@ -52,6 +53,12 @@ def _experts(size: str, matched: str, dtype: str) -> list[str]:
 
 def _attention(size: str) -> list[str]:
     return _bench("attention", size, "parameters", "bf16", "--batch-size", "16", "--tokens", *LENGTHS)
+
+
+def _serving(rows: str) -> list[str]:
+    """Size M with experts, at most 0.3 million tokens held."""
+    lengths = [length for length in LENGTHS if int(length) * int(rows) <= 300_000]
+    return _bench("serving", "M", "parameters", "bf16", "--batch-size", rows, "--tokens", *lengths)
 
 
 def _train(variant: str, matched: str, dtype: str, rows: str, compiled: bool = False) -> list[str]:

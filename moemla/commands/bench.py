@@ -14,12 +14,12 @@ from moemla.config import MATCHES, SIZES, VARIANTS, require
 
 @dataclass
 class Bench:
-    """Measures this machine: training, decoding, experts, attention or kernels, beside a peer and a limit.
+    """Measures this machine: training, decoding, serving, experts, attention or kernels, beside a peer and a limit.
 
     Each row has the limit that binds: matrix products, bytes, or the number of operations.
     """
 
-    what: tyro.conf.Positional[Literal["train", "decode", "moe", "attention", "kernels"]]
+    what: tyro.conf.Positional[Literal["train", "decode", "serving", "moe", "attention", "kernels"]]
     size: Literal[tuple(SIZES)] = "tiny"
     variant: Literal[VARIANTS] = "moe-mla-decoupled"
     matched: Literal[MATCHES] = "parameters"
@@ -36,8 +36,8 @@ class Bench:
     seq_len: int = 256
     """Tokens of a sequence (train), or held in the cache before the first new one (decode)."""
     tokens: tuple[int, ...] = ()
-    """moe, kernels: tokens at once (default 1 16 256 4096, and 1 256 4096 65536); attention: cache lengths (default 128
-    512 2048)."""
+    """moe, kernels: tokens at once (default 1 16 256 4096, and 1 256 4096 65536); attention, serving: cache lengths
+    (default 128 512 2048, and 128 1024 4096)."""
     lengths: tuple[int, ...] = ()
     """kernels: cache lengths of a decode (default 512 8192 32768)."""
     backends: tuple[Literal["auto", "masked", "loop", "grouped", "gather", "triton"], ...] = ("auto",)
