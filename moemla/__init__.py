@@ -54,6 +54,8 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         routing as routing,
         runs as runs,
         schedules as schedules,
+        serving as serving,
+        serving_bench as serving_bench,
         session as session,
         sharded as sharded,
         shards as shards,
@@ -84,6 +86,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
     from moemla.moe import MixtureOfExperts as MixtureOfExperts
     from moemla.rope import RotaryEmbedding as RotaryEmbedding
     from moemla.routing import Router as Router
+    from moemla.serving import Server as Server
     from moemla.tokenizer import Tokenizer as Tokenizer
     from moemla.training import train as train
 
@@ -106,6 +109,7 @@ _HOME = {
     "Block": "model",
     "LanguageModel": "model",
     "generate": "generation",
+    "Server": "serving",
     "Tokenizer": "tokenizer",
     "load": "checkpoint",
     "TrainConfig": "config",

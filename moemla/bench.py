@@ -31,7 +31,7 @@ from moemla.model import LanguageModel
 from moemla.moe import MixtureOfExperts
 from moemla.precision import DTYPES
 from moemla.rope import RotaryEmbedding
-from moemla.serving import step_bytes
+from moemla.serving import step_bytes, step_flops
 from moemla.serving_bench import bench_serving
 
 
@@ -264,7 +264,7 @@ def bench_decode(
         if not torch.equal(ours(), programs["transformers"]()):
             raise ArithmeticError("the peer writes other tokens from the same weights")
     moved = new * step_bytes(config, batch_size, held + new // 2, dtype.itemsize).total
-    flops = new * batch_size * complexity.flops_per_token(config, held + new // 2)
+    flops = new * step_flops(config, batch_size, held + new // 2)
     return measure(f"decode {new} behind {held}", programs, Work(flops, moved), new * batch_size, machine, seconds)
 
 

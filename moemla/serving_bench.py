@@ -9,24 +9,29 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from moemla import complexity
-from moemla.config import ModelConfig
+from moemla.cache import Cache
+from moemla.config import ModelConfig, require
 from moemla.measuring import Row, Work, limits, measure
 from moemla.model import LanguageModel
-from moemla.serving import step_bytes
+from moemla.serving import step_bytes, step_flops
 
-FORMS = ("mha-rope", "gqa-rope", "mla-rope", "mla-decoupled")
+FORMS = {"mha-rope": ("mha", "kv"), "gqa-rope": ("mha", "kv"), "mla-rope": ("mla", "latent")}
+FORMS |= {"mla-decoupled": ("mla-decoupled", "joint")}
 
 
 def form(config: ModelConfig, name: str) -> ModelConfig:
-    """The same model with another attention and its cache; the rest, experts too, as it is. ValueError for a name."""
-    if name not in FORMS:
-        raise ValueError(f"name={name!r}: choose one of {', '.join(FORMS)}")
-    kind = {"mla-rope": "mla", "mla-decoupled": "mla-decoupled"}.get(name, "mha")
-    cache = {"mla-rope": "latent", "mla-decoupled": "joint"}.get(name, "kv")
-    heads = max(1, config.n_heads // 4) if name == "gqa-rope" else config.n_heads
-    changes = dict(attention=kind, cache=cache, n_kv_heads=heads, positions="rope")
-    return ModelConfig.from_dict(config.to_dict() | changes)
+    """The same model with another attention and its usual cache; the rest, experts too, as it is.
+
+    Grouped-query attention has a quarter of the key heads, or the next number below that divides; values are as wide as
+    a head. ValueError for a name that is none of FORMS.
+    """
+    require(name in FORMS, "name", name, f"choose one of {', '.join(FORMS)}")
+    attention, cache = FORMS[name]
+    heads = config.n_heads
+    if name == "gqa-rope":
+        heads = max(n for n in range(1, max(1, heads // 4) + 1) if heads % n == 0)
+    changes = dict(attention=attention, cache=cache, n_kv_heads=heads, positions="rope")
+    return ModelConfig.from_dict(config.to_dict() | changes | dict(d_value=config.d_head))
 
 
 def bench_serving(
@@ -39,13 +44,14 @@ def bench_serving(
 ) -> list[Row]:
     """One token for each of `batch_size` rows, behind a cache of each length, for each of FORMS.
 
-    Widths, layers and feed-forward are those of `config`; grouped-query attention has a quarter of the key heads. What
-    the caches hold is random. The limit counts what `step_bytes` counts, and the products of the form as it is computed
-    here: the paper's keys are rebuilt at every step. A step is started from Python, one operation after another.
+    Widths, layers and feed-forward are those of `config`. What the caches hold is random, and as long in every row; no
+    token is drawn, and nobody comes or goes. The limit is that of `step_bytes` and `step_flops`. A step is started from
+    Python, one operation after another. ValueError for no length.
     """
+    require(bool(lengths), "lengths", lengths, "name at least one")
     machine, rows = limits(device, dtype), []
-    longest = ModelConfig.from_dict(config.to_dict() | dict(max_seq_len=max(config.max_seq_len, max(lengths) + 1)))
-    configs = {name: form(longest, name) for name in FORMS}
+    longest = dict(max_seq_len=max(config.max_seq_len, max(lengths) + 1))
+    configs = {name: ModelConfig.from_dict(form(config, name).to_dict() | longest) for name in FORMS}
     models = {name: LanguageModel(c, device=device, dtype=dtype).eval() for name, c in configs.items()}
     tokens = torch.randint(0, config.vocab_size, (batch_size, 1), device=device)
     for held in lengths:
@@ -56,22 +62,13 @@ def bench_serving(
             for buffer in cache.buffers:
                 buffer.normal_()
             programs[name] = partial(_step, model, tokens, cache, held)
-            read = step_bytes(configs[name], batch_size, held, dtype.itemsize).total
-            work[name] = Work(2 * batch_size * _macs(configs[name], held), read)
+            moved = step_bytes(configs[name], batch_size, held, dtype.itemsize).total
+            work[name] = Work(step_flops(configs[name], batch_size, held), moved)
         rows += measure(f"serve rows={batch_size} held={held}", programs, work, batch_size, machine, seconds)
     return rows
 
 
-def _step(model, tokens, cache, held) -> Tensor:
+def _step(model: LanguageModel, tokens: Tensor, cache: Cache, held: int) -> Tensor:
     cache.lengths = [held] * cache.batch_size
     with torch.inference_mode():
         return model.next_logits(tokens, cache)
-
-
-def _macs(c: ModelConfig, held: int) -> int:
-    """Multiply-adds of one token behind `held` others: its weights, and what its form does with each of these."""
-    count = complexity.parameters(c)
-    head = c.vocab_size * c.d_model
-    h, k, r = c.n_heads, c.d_head, c.latent_dim
-    each = {"kv": 2 * h * k, "latent": h * ((r + 1) * k + r), "joint": h * (2 * r + c.d_rope)}[c.cache]
-    return count.active - count.embedding + head + c.n_layers * held * each

@@ -681,6 +681,44 @@ A row that ends makes the batch smaller, and code is compiled for the new size.
 + shrinks = True
 tests/test_generation.py::test_rows_that_end_make_no_new_graph
 
+moemla/serving.py
+
+a-slot-keeps-its-last-story
+A story begins in a slot whose length is still that of the last one: it goes on from a text that it never saw.
+-         lengths[last] = 0
++         pass
+tests/test_serving.py::test_each_story_is_the_one_written_alone
+
+rows-leave-from-the-front
+Stories leave in the order of rows: who moves into a gap is passed over, or written twice.
+- for place in reversed(range(n)):
++ for place in range(n):
+tests/test_serving.py::test_each_story_is_the_one_written_alone
+
+prompt-whole-and-its-end-again
+A prompt is filled in with its last token, which the first step then computes once more.
+- torch.tensor([story.text[:-1]], device=row.tokens.device)
++ torch.tensor([story.text], device=row.tokens.device)
+tests/test_serving.py::test_each_story_is_the_one_written_alone
+
+a-failed-draw-counts
+A draw that fails leaves the generators where they were: the step is taken again, with other numbers.
+-                 story.generator.set_state(state)
++                 pass
+tests/test_serving.py::test_an_error_costs_no_story
+
+a-slot-keeps-what-is-not-finite
+A slot that fell free keeps numbers that are not finite, and spoils the sums of the story that comes.
+-                     buffer[:, place, :, held : lengths[place] + 1] = 0  # one more: a step that failed wrote there
++                     pass
+tests/test_serving.py::test_a_story_that_is_not_finite_is_named_and_leaves_nothing_behind
+
+experts-read-as-if-all-were-different
+Two stories are taken to choose different experts, always.
+-     return n_experts * (1 - (1 - top_k / n_experts) ** rows) if n_experts else 0.0
++     return float(min(n_experts, top_k * rows))
+tests/test_serving.py::test_experts_read_is_the_mean_of_even_choices
+
 moemla/interop.py
 
 heads-not-woven

@@ -507,11 +507,47 @@ def latent_decode(q, k_latent, v_latent, weight, cos, sin, lengths, scale, piece
     return in_pieces(batch, k_latent.shape[1], lengths, heads, v_latent.shape[2], piece, block, tile)
 """
 
-FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN, 11: ELEVEN, 12: TWELVE}
+FOURTEEN = """
+import torch
+
+
+def fill(model, cache, row, prompt):
+    one = model.new_cache(1)
+    if prompt:
+        model(torch.tensor([prompt]), cache=one)
+    for whole, part in zip(cache.buffers, one.buffers):
+        whole[:, row] = part[:, 0]
+    cache.lengths[row] = one.length
+
+
+@torch.inference_mode()
+def serve(model, prompts, new, slots, stop):
+    stories, waiting = [list(prompt) for prompt in prompts], list(range(len(prompts)))
+    cache, owners, ended = model.new_cache(slots), [None] * slots, {}
+    while len(ended) < len(prompts):
+        for row in range(slots):
+            if owners[row] is None and waiting:
+                owners[row] = waiting.pop(0)
+                fill(model, cache, row, stories[owners[row]][:-1])
+        last = [[0] if number is None else stories[number][-1:] for number in owners]
+        logits = model.next_logits(torch.tensor(last), cache)
+        for row, number in enumerate(owners):
+            if number is None:
+                cache.lengths[row] = 0
+                continue
+            story, token = stories[number], int(logits[row].argmax())
+            story.append(token)
+            if token == stop or len(story) - len(prompts[number]) >= new[number]:
+                ended[number], owners[row] = story, None
+    return [ended[number] for number in range(len(prompts))]
+"""
+
+FILES = {2: TWO, 3: THREE, 4: FOUR, 6: SIX, 7: SEVEN, 8: EIGHT, 10: TEN, 11: ELEVEN, 12: TWELVE, 14: FOURTEEN}
 
 UNITS = "outputs equal the library's"
 SLOPES = "gradients equal the library's"
 ONE_PASS = "a prompt and steps equal one pass"
+ALONE = "each story is the one written alone"
 WRONG = [
     (
         2,
@@ -1030,6 +1066,104 @@ WRONG = [
         "range(max(0, part * piece - 1), last, block)",
         "joint_decode: any piece and any tile",
         r"piece 16, block 16",
+    ),
+    (
+        14,
+        "the length of the former tenant",
+        "cache.lengths[row] = one.length",
+        "cache.lengths[row] = max(one.length, cache.lengths[row])",
+        f"serve: {ALONE}",
+        r"mha, 3 prompts, slots=1, stop=\d+: prompt \d, \[",
+    ),
+    (
+        14,
+        "a prompt behind the former tenant's story",
+        "one = model.new_cache(1)",
+        "one = cache.copy()\n    one.select([row])",
+        f"serve: {ALONE}",
+        r"mha, 3 prompts, slots=1, stop=\d+: prompt \d, \[",
+    ),
+    (
+        14,
+        "the prompt's last token twice",
+        "stories[owners[row]][:-1]",
+        "stories[owners[row]]",
+        f"serve: {ALONE}",
+        r"mha, 1 prompts, slots=1, .*: token \d+ of the story is",
+    ),
+    (
+        14,
+        "groups that wait for their longest story",
+        "for row in range(slots):",
+        "for row in [] if any(number is not None for number in owners) else range(slots):",
+        "serve: a free slot is taken",
+        r"8 prompts, slots=2, .*: 52 calls of the model, 34 are enough",
+    ),
+    (
+        14,
+        "one slot alone",
+        "for row in range(slots):",
+        "for row in range(1):",
+        "serve: a free slot is taken",
+        r"8 prompts, slots=2, .*: 56 calls of the model",
+    ),
+    (
+        14,
+        "the stop token is not looked at",
+        "token == stop or ",
+        "",
+        "serve: a story ends",
+        "goes on behind its stop token",
+    ),
+    (
+        14,
+        "a stop token in the prompt",
+        "token == stop",
+        "stop in story",
+        "serve: a story ends",
+        r"ends after 1 new tokens, and not with the stop token",
+    ),
+    (
+        14,
+        "the prompt counts as new",
+        "len(story) - len(prompts[number]) >= new[number]",
+        "len(story) >= new[number]",
+        "serve: a story ends",
+        r"ends after \d+ new tokens, and not with the stop token",
+    ),
+    (
+        14,
+        "one token too many",
+        "len(story) - len(prompts[number]) >= new[number]",
+        "len(story) - len(prompts[number]) > new[number]",
+        "serve: a story ends",
+        r"prompt 0, \[\d+, \d+\], 3 new: 4 new tokens",
+    ),
+    (
+        14,
+        "all at once, whatever the slots",
+        "slots, stop):\n",
+        "slots, stop):\n    slots = len(prompts)\n",
+        "serve: no call has more rows",
+        "7 prompts, slots=1, stop=.*: 7 rows in one call",
+    ),
+    (
+        14,
+        "the whole text at each step",
+        "logits = model.next_logits(torch.tensor(last), cache)",
+        "texts = [[0] if number is None else stories[number] for number in owners]\n"
+        "        padded = torch.tensor([text + [0] * (max(map(len, texts)) - len(text)) for text in texts])\n"
+        "        logits = model(padded)[torch.arange(slots), [len(text) - 1 for text in texts]]",
+        "serve: the past is not computed again",
+        r"9 prompts, slots=3, .*: \d{4} tokens computed, 252 are enough",
+    ),
+    (
+        14,
+        "answers in the order in which stories end",
+        "[ended[number] for number in range(len(prompts))]",
+        "list(ended.values())",
+        "serve: prompts in another order",
+        "in reverse, mha, 7 prompts, slots=2",
     ),
 ]
 

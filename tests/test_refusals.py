@@ -180,6 +180,8 @@ for call, line in (
     (lambda: Server(model, 1).submit(1), "prompt=1: give ids, one list of them"),
     (lambda: Server(model, 1).submit(torch.tensor([1.0])), "prompt=tensor([1.]): give ids, one list of them"),
     (lambda: Server(model, 1).submit(text), f"prompt={text!r}: give ids, one list of them"),
+    (lambda: Server(model, 1).submit([1], seed=1.5), "seed=[1.5]: must be a whole number"),
+    (lambda: Server(model, 1).submit([1], top_k=2.5), "top_k=2.5: must be a whole number of at least 1"),
     (lambda: generate(model, [[1]], stop=[1, 2]), "stop=[1, 2]: one token, between 0 and 36"),
     (lambda: generate(model, [[1]], stop=37), "stop=37: one token, between 0 and 36"),
     (lambda: model(text[0]), "tokens.shape=(8,): give (B, T)"),

@@ -40,6 +40,7 @@ LATENT = Wanted(
 )
 ONLINE = Wanted(("online",), "function", "scores values block")
 MERGE = Wanted(("merge",), "function", "means logs")
+SERVE = Wanted(("serve",), "function", "model prompts new|max_new_tokens slots stop")
 BALANCER = Wanted(("Balancer",), "class", "model rule? rate?")
 SWITCH = Wanted(("switch_loss",), "function", "probabilities index")
 SWITCH_OF_ROUTING = Wanted(("switch_loss",), "function", "routing")
@@ -327,5 +328,23 @@ def switch_losses(reader: Reader) -> list[Function]:
     def call(probabilities: Tensor, index: Tensor) -> Tensor:
         routing = Routing(index, probabilities.gather(1, index), probabilities, probabilities)
         return a_tensor(match.call(probabilities=probabilities, index=index, routing=routing), match.name)
+
+    return [Function(match.name, call)]
+
+
+# ---- chapter 14
+
+
+def servers(reader: Reader) -> list[Function]:
+    """serve(model, prompts, new, slots, stop), which gives a story for each prompt: a list of ids, or a tensor."""
+    match = reader.find(SERVE)
+
+    def call(model: nn.Module, prompts: list[list[int]], new: list[int], slots: int, stop: int) -> list[list[int]]:
+        told = dict(prompts=[list(prompt) for prompt in prompts], new=list(new))  # both may be written in place
+        out = match.call(model=model, slots=slots, stop=stop, **told)
+        right = isinstance(out, (list, tuple)) and all(isinstance(story, (list, tuple, Tensor)) for story in out)
+        require(right, f"{match.name} gives {type(out).__name__}, not a list of lists of ids")
+        require(len(out) == len(prompts), f"{match.name} gives {len(out)} stories for {len(prompts)} prompts")
+        return [torch.as_tensor(story).tolist() for story in out]
 
     return [Function(match.name, call)]

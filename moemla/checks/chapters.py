@@ -24,6 +24,7 @@ from moemla.checks.lines import (
     ROTATION,
     ROUTE,
     RULE,
+    SERVE,
     SHARED,
     SORTED,
     STEPS,
@@ -208,6 +209,7 @@ CHAPTERS: dict[int, tuple[Part, ...]] = {
         one(building.ONLINE, partial(building.parts_of_decode, building.ONLINE), ONLINE, needed=False),
         one(building.MERGE, partial(building.parts_of_decode, building.MERGE), MERGE, needed=False),
     ),
+    14: (one(building.SERVE, building.servers, SERVE),),
 }
 
 

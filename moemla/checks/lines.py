@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from moemla.checks import attention, balancing, decode, experts, grouped, model, rope, tiles
+from moemla.checks import attention, balancing, decode, experts, grouped, model, rope, serving, tiles
 from moemla.checks.building import TIMED, WIDE
 from moemla.checks.compare import normal, time_ratio
 from moemla.checks.subjects import Function, there_and_back
@@ -176,6 +176,15 @@ def decode_lines(kind: str) -> tuple[Line, ...]:
 
 ONLINE = (Line("equals one softmax, whatever the order", lambda s: decode.online_softmax(s.call)),)
 MERGE = (Line("weighs pieces by their exponentials", lambda s: decode.merges_pieces(s.call)),)
+
+SERVE = (
+    Line("each story is the one written alone", lambda s: serving.equals_each_alone(s.call)),
+    Line("a story ends at its stop token, or at its number", lambda s: serving.ends_where_it_ends(s.call)),
+    Line("no call has more rows than slots", lambda s: serving.computes_no_more_rows(s.call)),
+    Line("a free slot is taken at once", lambda s: serving.takes_free_slots(s.call)),
+    Line("the past is not computed again", lambda s: serving.computes_no_past(s.call)),
+    Line("prompts in another order get the same stories", lambda s: serving.order_is_theirs(s.call)),
+)
 
 RULE = (
     Line("equals the library's rule", lambda s: balancing.equals_rule(s.call, s.key)),

@@ -38,7 +38,7 @@ class Check:
     """
 
     chapter: tyro.conf.Positional[Annotated[int, tyro.conf.arg(metavar="N")]]
-    """2, 3, 4, 6, 7, 8, 10, 11 or 12."""
+    """2, 3, 4, 6, 7, 8, 10, 11, 12 or 14."""
     file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="FILE")]] = None
     """Your file, mine.py. It is imported in a process of its own; what it prints is left out."""
     seconds: float = 60.0

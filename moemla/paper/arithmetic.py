@@ -114,17 +114,21 @@ def interval_percent(mean_a: float, sd_a: float, mean_b: float, sd_b: float) -> 
 # The columns of Table 6.
 
 
+MILLION = 1e6 / 2**20  # bytes, in the unit that makes the table's cache right
+
+
 def fp16_megabytes(millions: float) -> Value:
-    """Bytes of that many million parameters at two bytes each, in MB."""
-    return 2 * millions, f"{4 * millions:.0f} MB in fp32, {millions:.0f} MB in int8"
+    """Bytes of that many million parameters at two bytes each, in MiB."""
+    one = MILLION * millions
+    return 2 * one, f"{4 * one:.0f} MiB in fp32, {one:.0f} in int8"
 
 
-def total_megabytes(parameters: float, cache: float, activations: float, bytes_each: int = 1) -> Value:
+def total_megabytes(parameters: float, cache: float, activations: float, bytes_each: int | None = None) -> Value:
     """A column of Table 6 summed; `bytes_each` takes its first row for a count in millions."""
-    return bytes_each * parameters + cache + activations, ""
+    return (parameters if bytes_each is None else bytes_each * MILLION * parameters) + cache + activations, ""
 
 
-def memory_rise(*columns: float, bytes_each: int = 1) -> Value:
+def memory_rise(*columns: float, bytes_each: int | None = None) -> Value:
     """Percent by which the second column of Table 6 (parameters, cache, activations) exceeds the first."""
     first, second = (total_megabytes(*column, bytes_each=bytes_each)[0] for column in (columns[:3], columns[3:]))
-    return 100 * (second / first - 1), f"{second:.0f} against {first:.0f} MB"
+    return 100 * (second / first - 1), f"{second:.0f} against {first:.0f}"

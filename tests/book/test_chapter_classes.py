@@ -131,6 +131,7 @@ PARTS = {
     10: {"Rope", "route"},
     11: {"sort_slots", "routed"},
     12: {"joint_decode", "latent_decode", "online", "merge"},
+    14: {"serve"},
 }
 
 

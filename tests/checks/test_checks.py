@@ -46,16 +46,18 @@ from moemla.checks import (
     grouped,
     model,
     rope,
+    serving,
     tiles,
     time_ratio,
     tokens,
     training,
 )
 from moemla.experts import BACKENDS, experts as apply_experts
-from moemla.generation import filter_logits
+from moemla.generation import filter_logits, generate
 from moemla.losses import linear_cross_entropy
 from moemla.optim import learning_rate, make_optimizers
 from moemla.routing import Router, Routing, route
+from moemla.serving import Server
 
 WIDTH, VOCAB, WIDE = 16, 23, torch.float64
 HOW = dict(d_model=WIDTH, n_heads=2, dtype=WIDE)
@@ -498,6 +500,43 @@ def weighed(means, logs):
     return (logs.softmax(1)[..., None] * means).sum(1)
 
 
+def served(model, prompts, new, slots, stop):
+    server = Server(model, slots)
+    for prompt, most in zip(prompts, new, strict=True):
+        server.submit(prompt, most, temperature=0, stop=stop)
+    return [story.tolist() for story in server.run().values()]
+
+
+def served_with_padding(model, prompts, new, slots, stop):
+    """Prompts are filled up on their left."""
+    longest = max(map(len, prompts))
+    lacking = [longest - len(prompt) for prompt in prompts]
+    filled = [[0] * n + prompt for n, prompt in zip(lacking, prompts, strict=True)]
+    return [story[n:] for n, story in zip(lacking, served(model, filled, new, slots, stop), strict=True)]
+
+
+def served_without_stop(model, prompts, new, slots, stop):
+    return served(model, prompts, new, slots, None)
+
+
+def served_at_once(model, prompts, new, slots, stop):
+    return served(model, prompts, new, len(prompts), stop)
+
+
+def served_in_groups(model, prompts, new, slots, stop):
+    groups = [slice(n, n + slots) for n in range(0, len(prompts), slots)]
+    return [story for group in groups for story in served(model, prompts[group], new[group], slots, stop)]
+
+
+def served_without_cache(model, prompts, new, slots, stop):
+    pairs = zip(prompts, new, strict=True)
+    return [generate(model, [p], n, temperature=0, stop=stop, use_cache=False)[0].tolist() for p, n in pairs]
+
+
+def served_shortest_first(*asked):
+    return sorted(served(*asked), key=len)
+
+
 # ---- each check on the library's own, and on what is wrong: (check, a call of it[, what it says])
 
 
@@ -548,6 +587,15 @@ def right():
             yield of(of_decode, token_decode, kind)
     yield of(decode.online_softmax, by_one_softmax)
     yield of(decode.merges_pieces, weighed)
+    for of_serving in (
+        serving.equals_each_alone,
+        serving.ends_where_it_ends,
+        serving.computes_no_more_rows,
+        serving.takes_free_slots,
+        serving.computes_no_past,
+        serving.order_is_theirs,
+    ):
+        yield of(of_serving, served)
     yield of(compare.equals_oracle, mha(), plain, WIDTH)
     yield of(compare.equals_oracle, language_model().double(), language_model().double(), WIDTH, VOCAB)
     yield of(tokens.nothing_is_lost, Bytes(), ["once", "upon"])
@@ -699,6 +747,18 @@ def wrong():
     yield of(decode.any_cut, first_piece, "joint", said=r"joint \(3, 70, 34\), .*, piece 16, block 16")
     yield of(decode.online_softmax, last_tile_wins, said=r"scores \(1, 2\), random, the first 0 .* block 1")
     yield of(decode.merges_pieces, lambda means, logs: means.mean(1), said=r"means \(1, 2, 1, 1\), all but the last")
+    yield of(
+        serving.equals_each_alone, served_with_padding, said=r"mha, 3 prompts, slots=1, stop=\d+: prompt 0.*: token \d"
+    )
+    yield of(
+        serving.ends_where_it_ends, served_without_stop, said=r"slots=1, .*the story goes on behind its stop token"
+    )
+    yield of(serving.computes_no_more_rows, served_at_once, said=r"mha, 7 prompts, slots=1, stop=\d+: 7 rows in one")
+    yield of(
+        serving.takes_free_slots, served_in_groups, said=r"8 prompts, slots=2, .*calls of the model, 34 are enough"
+    )
+    yield of(serving.computes_no_past, served_without_cache, said=r"9 prompts, slots=3, .*: \d{4} tokens computed, 252")
+    yield of(serving.order_is_theirs, served_shortest_first, said=r"in reverse, mha, 7 prompts, slots=2")
     yield of(
         rope.order_and_distance,
         TurnedLatent(latent_dim=6, rope=turning(), **HOW),
