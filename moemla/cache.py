@@ -115,11 +115,12 @@ class Cache:
         """One whole number for all rows, or one for each."""
         if isinstance(numbers, int):
             return [numbers] * self.batch_size
+        several = hasattr(numbers, "__iter__")
         try:
-            each = [whole_number(number) for number in (numbers if hasattr(numbers, "__iter__") else [numbers])]
+            each = [whole_number(number) for number in (numbers if several else [numbers])]
         except TypeError:  # of a fraction; and a tensor without dimensions cannot be walked through
             raise ValueError(f"{name}={numbers}: give whole numbers") from None
-        each = each if hasattr(numbers, "__iter__") else each * self.batch_size
+        each = each if several else each * self.batch_size
         if len(each) != self.batch_size:
             raise ValueError(f"{name}={each}: one number, or one for each of the {self.batch_size} rows")
         return each
