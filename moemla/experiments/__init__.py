@@ -29,7 +29,8 @@ QUEUE = (  # registered: most valuable first
     "scaling",
     "flops",
 )
-NAMES = (*UNREGISTERED, *QUEUE)
+ON_A_GPU = ("synergy-large",)  # registered too, and in no queue of a CPU
+NAMES = (*UNREGISTERED, *QUEUE, *ON_A_GPU)
 SCALES = ("smoke", "pilot", "cpu", "gpu", "paper")
 
 

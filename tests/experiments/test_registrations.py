@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from moemla.experiments import NAMES, QUEUE, UNREGISTERED, find
+from moemla.experiments import NAMES, ON_A_GPU, QUEUE, UNREGISTERED, find
 from moemla.results import load
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
+REGISTERED = (*QUEUE, *ON_A_GPU)
 PARTS = ("Question", "Arms", "Primary measure", "Seeds", "Statistics", "Predictions", "Left out")
 WITHOUT = {*UNREGISTERED, "bench", "speedrun"}  # were measured before registrations began, or ask nothing
 
@@ -27,7 +28,7 @@ def test_every_experiment_is_registered_or_listed_as_not():
         assert (RESULTS / name / "registration.md").exists() == (name not in WITHOUT), name
 
 
-@pytest.mark.parametrize("name", QUEUE)
+@pytest.mark.parametrize("name", REGISTERED)
 def test_a_registration_says_all_of_it(name):
     text = (RESULTS / name / "registration.md").read_text(encoding="utf-8")
     assert text.startswith(f"# Registration: {name}\n")
@@ -45,7 +46,7 @@ def test_a_registration_says_all_of_it(name):
     assert all(any(asked.name in what for what, *_ in rows) for asked in experiment.beside)
 
 
-@pytest.mark.parametrize("name", QUEUE)
+@pytest.mark.parametrize("name", REGISTERED)
 def test_its_commit_is_older_than_every_result(name):
     if git("rev-parse", "--is-shallow-repository") != "false":
         pytest.skip("no history here: the order of registration and results cannot be looked up")
@@ -79,7 +80,7 @@ def test_an_amendment_is_older_than_every_run_that_measures():
 
 
 def test_pilots_used_seeds_that_measure_nothing():
-    for name in QUEUE:
+    for name in REGISTERED:
         for run in load(RESULTS, name, "pilot", missing_ok=True):
             assert run.settings["train"]["seed"] >= 100
         for run in load(RESULTS, name, "cpu", missing_ok=True):
