@@ -86,7 +86,7 @@ def program(case: str) -> Callable[[], object]:
     if way == "forward":
         return lambda: experts.routed_experts(x, w_in, w_out, index, gate, "gelu")
     _, z, *where = experts.routed_experts(x, w_in, w_out, index, gate, "gelu")
-    return lambda: experts._grad(grad, x, w_in, w_out, gate, z, where, "gelu")
+    return lambda: experts._grad(grad, x, w_in, w_out, gate, z, where, "gelu", [True] * 3)
 
 
 @contextmanager
