@@ -204,3 +204,14 @@ def test_a_gpu_measures_every_kernel(dtype):
     dense = {row.case for row in rows if row.case.startswith("dense")}
     assert {row.case for row in rows if row.program == "kernel"} == {row.case for row in rows} - dense
     assert all(row.limit > 0 and row.peak_bytes > 0 for row in rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_float32_gradient_of_a_narrow_layer_is_compared_as_narrow(dtype):
+    """A router's weight is float32, and its gradient goes through the 16 bits of the layer."""
+    whole = torch.linspace(-1, 1, 64)
+    near, far = (whole * (1 + part * kernel_bench.TOLERANCE[dtype]) for part in (0.5, 2))
+    kernel_bench._require_equal("case", (whole.to(dtype), near), (whole.to(dtype), whole))
+    for narrow in (whole.to(dtype), whole):  # too far; far in a case that is wide throughout
+        with pytest.raises(ArithmeticError, match="result 1"):
+            kernel_bench._require_equal("case", (narrow, near if narrow is whole else far), (narrow, whole))

@@ -39,6 +39,19 @@ def test_each_choice_changes_what_the_kernel_takes(case):
     assert (getattr(tiling, name)(*SIZES[name]), tiling.PROGRAMS) == (plain, programs)
 
 
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("case", dict.fromkeys(case.partition(":")[0] for case in tune.CHOICES))
+def test_each_case_calls_its_operator(case, monkeypatch):
+    """Small, in the interpreter: backward once lacked an argument that the operator had been given since."""
+    monkeypatch.setattr(tune, "FACTORY", dict(device="cpu", dtype=torch.float32))
+    monkeypatch.setattr(tune, "WIDTHS", {"narrow": (32, 16), "wide": (32, 32)})
+    monkeypatch.setattr(tune, "TOKENS", {"narrow": 5, "wide": 5})
+    monkeypatch.setattr(tune, "SLOTS", 3)
+    made = tune.program(case)()
+    for tensor in (made,) if isinstance(made, torch.Tensor) else made:
+        assert not tensor.is_floating_point() or tensor.isfinite().all()
+
+
 def test_without_a_gpu_one_line_says_so(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["tune"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

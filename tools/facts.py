@@ -162,9 +162,6 @@ KERNELS = {  # of a bench of kernels: what stands in the table
 }
 
 
-BEFORE_BLOCKS = ("166f514", "2c691b4")  # commits whose decode kernels were not yet those with blocks of heads
-
-
 def gpu() -> str:
     """What a GPU says of the kernels: each beside the plain function and its limit."""
     wanted = {"tags.what": "kernels", "tags.size": "M", "tags.dtype": "bf16", "tags.matched": "parameters"}
@@ -176,11 +173,10 @@ def gpu() -> str:
         )
     (result,) = found
     commit = result.provenance["git"]["commit"][:7]
-    since = "; decode was changed since" if commit in BEFORE_BLOCKS else ""
     times = {(row["case"], row["program"]): row for row in result.measures["rows"]}
     out = [
         f"Measured on an {', '.join(result.provenance['machine']['gpus'])}, bfloat16, widths of size M, replayed as "
-        f"CUDA graphs (`moemla bench kernels`, at {commit}{since}),",
+        f"CUDA graphs (`moemla bench kernels`, at {commit}),",
         "65,536 tokens; decode for 16 rows that hold 8,192 tokens each. Limit: the longer of bytes over bandwidth and",
         "products over peak.",
         "",
@@ -224,18 +220,23 @@ ANSWERS = {  # of a registered experiment: its question, and the comparisons tha
     "compression": ("Do experts make up for a narrow latent?", "experts x narrow latent (1/8 against 1/2)"),
     "scaling": ("Does the gain grow with the model?", "total: gain at 256 over that at 64"),
     "flops": ("At equal forward FLOPs?", "moe-mla-rope - mha-rope"),
+    "synergy-large": (
+        "And in models of 21 million parameters, on a GPU?",
+        "experts x latents, rotary, equal total",
+        "moe-mla-rope - mha-rope",
+    ),
 }
 
 
 def outcomes() -> str:
     """What each complete experiment answers: differences in nats, by Welch; dense and experts of the speedrun."""
-    from moemla.experiments import find
+    from moemla.experiments import find, home
     from moemla.experiments.runner import complete
     from moemla.statistics import difference
 
     lines = []
     for name, (question, *asked) in ANSWERS.items():
-        runs = complete(name, "cpu", RESULTS)
+        runs = complete(name, home(name), RESULTS)
         seen = find(name).contrasts(runs) if runs else {}
         said = [f"`{one}` {plus_minus(seen[one].welch) if one in seen else 'not judged'}" for one in asked]
         lines += [f"- *{name}*: {question} {'; '.join(said)}."] if runs else []

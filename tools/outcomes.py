@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from math import isnan
 
-from moemla.experiments import QUEUE, find
+from moemla.experiments import REGISTERED, find, home
 from moemla.experiments.comparison import Asked, Comparison, mean_of
 from moemla.experiments.runner import complete
 from moemla.results import Result
@@ -30,11 +30,11 @@ COMPARED = ("compared", "nats, by Welch", "within seeds", "correlation", "p, aft
 
 
 def page() -> str:
-    """Tables and verdict of each registered experiment that is complete at scale `cpu`."""
+    """Tables and verdict of each registered experiment that is complete."""
     out, waiting = [PAGE.rstrip()], []
-    for name in QUEUE:
+    for name in REGISTERED:
         registered = f"(#registration-{name})"
-        if not (runs := complete(name, "cpu", RESULTS)):
+        if not (runs := complete(name, home(name), RESULTS)):
             waiting.append(f"[{name}]{registered}")
             continue
         out += ["", f"(outcome-{name})=", f"## {name}", "", f"[As it was registered]{registered}.", ""]
@@ -73,7 +73,8 @@ def _arms(experiment: Comparison, runs: list[Result]) -> list[str]:
         sizes = "\u00a0/\u00a0".join(f"{measures[0][size] / 1e6:.2f}" for size in ("parameters", "active_parameters"))
         said = "diverged" if len(losses) < len(held) else _pm(estimate(losses), sign="")
         said += f"<br>{mean_of(held, 'bits_per_byte'):.4f}"
-        means = [f"{mean_of(held, 'cpu_seconds'):.0f}"]
+        shared = held[0].provenance["machine"]["gpus"]  # a GPU that several runs share: seconds say nothing
+        means = ["-" if shared else f"{mean_of(held, 'cpu_seconds'):.0f}"]
         loads = [mean_of(held, "loads", window, "cv") for window in ("batch", "sequence")]
         means += ["-" if isnan(loads[0]) else f"{loads[0]:.2f}\u00a0/\u00a0{loads[1]:.2f}"] * loaded
         out.append(f"| `{arm}` | {sizes} | {rate} | {len(losses)} | {said} | {' | '.join(means)} |")

@@ -188,7 +188,6 @@ The Triton kernels are equal to the plain functions where Triton's interpreter r
 code for compute capability 8.0 and 9.0: that is tested on every machine. `python -m tools.on_gpu` on a machine with a
 GPU runs their tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
 ON_ONE = " It was run on one at the commits above."
-SINCE = " Decode has been changed since, and not been there again."
 
 
 def _on_lines(command: str, width: int = 44) -> str:
@@ -256,19 +255,15 @@ def reproduce_page() -> str:
         "Minutes of runs are summed over the files; by the clock, runs that went side by side count once.",
         '"Changed" marks files made while the package differed from the commit.',
     ]
-    out += ["", ON_A_GPU]
-    if not any(run["machine"]["gpus"] for runs in made.values() for run in runs):
-        out[-1] += " No result here was measured on one."
-    else:
-        gpus = {run["git"]["commit"][:7] for runs in made.values() for run in runs if run["machine"]["gpus"]}
-        out[-1] += ON_ONE + SINCE * (gpus <= set(facts.BEFORE_BLOCKS))
+    there = any(run["machine"]["gpus"] for runs in made.values() for run in runs)
+    out += ["", ON_A_GPU + (ON_ONE if there else " No result here was measured on one.")]
     return "\n".join(out) + "\n"
 
 
 def progress_page() -> str:
     """How many runs of each experiment there are. Chapters speak of complete ones only."""
     from moemla import results
-    from moemla.experiments import NAMES, QUEUE, find
+    from moemla.experiments import NAMES, REGISTERED, find, home
     from moemla.experiments.runner import Text, planned, tallies
 
     out = ["# What is measured and what is running", ""]
@@ -284,18 +279,19 @@ def progress_page() -> str:
     found = [tally for tally in tallies(results.load(facts.RESULTS, missing_ok=True)) if tally.scale != "smoke"]
     for name in NAMES:
         rows = [tally for tally in found if tally.experiment == name]
-        linked = f"[{name}](#registration-{name})" if name in QUEUE else name
+        linked = f"[{name}](#registration-{name})" if name in REGISTERED else name
         for tally in rows:
             text = "built-in stories" if tally.text.source == "builtin" else f"files, `{tally.text.data[:6]}`"
             out.append(f"| {linked} | {tally.scale} | {text} | {len(tally.done)} of {tally.total} |")
-        if not any(tally.scale == "cpu" for tally in rows):
-            out.append(f"| {linked} | cpu | | 0 of {len(planned(find(name), 'cpu', Text('builtin', '0' * 64)))} |")
+        scale = home(name)
+        if not any(tally.scale == scale for tally in rows):
+            out.append(f"| {linked} | {scale} | | 0 of {len(planned(find(name), scale, Text('builtin', '0' * 64)))} |")
     return "\n".join(out) + "\n"
 
 
 def registrations_page() -> str:
     """What each registered experiment asks and expects, as it was committed before its first run."""
-    from moemla.experiments import QUEUE
+    from moemla.experiments import REGISTERED
 
     out = ["# Registrations", ""]
     out += [
@@ -304,7 +300,7 @@ def registrations_page() -> str:
         "[what came out](outcomes.md) judges the predictions when they are there. The number of seeds follows from a",
         "pilot; those of `shared-experts` then lay up to twice as far apart: it saw less than its registration says.",
     ]
-    for name in QUEUE:
+    for name in REGISTERED:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")
         body = text.split("\n", 1)[1].replace("\n## ", "\n### ").strip()
         out += ["", f"(registration-{name})=", f"## {name}", "", body]

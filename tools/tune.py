@@ -20,6 +20,8 @@ import torch
 
 WIDTHS = {"narrow": (512, 32), "wide": (1024, 1024)}  # D and F: size M matched, size XL as printed
 TOKENS = {"narrow": 65536, "wide": 16384}
+SLOTS = 8192  # of a decode
+FACTORY = dict(device="cuda", dtype=torch.bfloat16)
 
 
 def product_of(**options: tuple) -> list[dict]:
@@ -60,27 +62,27 @@ CHOICES = {  # case: (function of tiling, choices)
 
 
 def program(case: str) -> Callable[[], object]:
-    """One call of the operator of a case, in bfloat16, on random numbers."""
+    """One call of the operator of a case, in FACTORY's type, on random numbers."""
     from moemla.kernels import decode, experts, routing
 
     torch.manual_seed(0)
-    factory = dict(device="cuda", dtype=torch.bfloat16)
+    factory, device = FACTORY, FACTORY["device"]
     kind = case.partition(":")[0]
     if kind.endswith("decode"):
-        batch, heads, width, rank, slots = 16, 8, 64, 256, 8192
+        batch, heads, width, rank, slots = 16, 8, 64, 256, SLOTS
         if kind == "joint decode":
             q, joint = torch.randn(batch, heads, rank + width, **factory), torch.randn(batch, slots, 320, **factory)
             return lambda: decode.joint_decode(q, joint, None, rank, 0.1)
         q, weight = torch.randn(batch, heads, width, **factory), torch.randn(heads * width, rank, **factory) / 16
         k, v = (torch.randn(batch, slots, rank, **factory) for _ in range(2))
-        angle = torch.randn(slots, width // 2, device="cuda")
+        angle = torch.randn(slots, width // 2, device=device)
         return lambda: decode.latent_decode(q, k, v, weight, None, angle.cos(), angle.sin(), None, False, 0.1)
     if kind == "router":
-        logits, bias = torch.randn(TOKENS["narrow"], 62, device="cuda"), torch.zeros(62, device="cuda")
+        logits, bias = torch.randn(TOKENS["narrow"], 62, device=device), torch.zeros(62, device=device)
         return lambda: routing.route(logits, bias, None, 6, False, False, True, 1.0)
     way, size = kind.split()
     (d, f), n = WIDTHS[size], TOKENS[size]
-    x, index = torch.randn(n, d, **factory), torch.rand(n, 62, device="cuda").topk(6).indices
+    x, index = torch.randn(n, d, **factory), torch.rand(n, 62, device=device).topk(6).indices
     w_in, w_out = torch.randn(62, d, f, **factory) / d**0.5, torch.randn(62, f, d, **factory) / f**0.5
     gate, grad = torch.rand(n, 6, **factory), torch.randn(n, d, **factory)
     if way == "forward":

@@ -30,8 +30,14 @@ QUEUE = (  # registered: most valuable first
     "flops",
 )
 ON_A_GPU = ("synergy-large",)  # registered too, and in no queue of a CPU
-NAMES = (*UNREGISTERED, *QUEUE, *ON_A_GPU)
+REGISTERED = (*QUEUE, *ON_A_GPU)
+NAMES = (*UNREGISTERED, *REGISTERED)
 SCALES = ("smoke", "pilot", "cpu", "gpu", "paper")
+
+
+def home(name: str) -> str:
+    """The scale at which a registered experiment is answered. Built in chapter 15."""
+    return "gpu" if name in ON_A_GPU else "cpu"
 
 
 def find(name: str) -> Any:

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from moemla import ModelConfig, complexity
-from moemla.experiments import QUEUE, find, latent_cost, ten_minutes
+from moemla.experiments import REGISTERED, find, home, latent_cost, ten_minutes
 from moemla.experiments.runner import Text, complete
 from moemla.paper import claims
 from moemla.results import of, write
@@ -183,9 +183,9 @@ def test_a_chapter_takes_under_two_minutes():
 
 def test_each_registered_experiment_has_its_answer_in_one_line():
     """Named here before it is complete, so that the line appears with the last run."""
-    assert [*facts.ANSWERS] == sorted(facts.ANSWERS, key=QUEUE.index) and set(facts.ANSWERS) == set(QUEUE)
+    assert [*facts.ANSWERS] == sorted(facts.ANSWERS, key=REGISTERED.index) and set(facts.ANSWERS) == set(REGISTERED)
     for name, (question, *asked) in facts.ANSWERS.items():
         known = {one.name for one in (*find(name).asked, *find(name).beside)}
         assert question.endswith("?") and asked and set(asked) <= known, name
         told = f"*{name}*: {question}" in facts.outcomes()
-        assert told == bool(complete(name, "cpu", facts.RESULTS)), name
+        assert told == bool(complete(name, home(name), facts.RESULTS)), name

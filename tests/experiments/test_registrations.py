@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from moemla.experiments import NAMES, ON_A_GPU, QUEUE, UNREGISTERED, find
+from moemla.experiments import NAMES, REGISTERED, UNREGISTERED, find
 from moemla.results import load
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
-REGISTERED = (*QUEUE, *ON_A_GPU)
 PARTS = ("Question", "Arms", "Primary measure", "Seeds", "Statistics", "Predictions", "Left out")
 WITHOUT = {*UNREGISTERED, "bench", "speedrun"}  # were measured before registrations began, or ask nothing
 
