@@ -231,10 +231,11 @@ def latent_decode(
         return q.new_empty(0, heads, rank)
     half = width // 2
     tile = _there_is(tiling.latent_decode(q, heads, half, rank), rank)
-    piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
+    blocks = triton.cdiv(heads, tile["BLOCK_H"])
+    piece, parts = tiling.pieces(batch * blocks, n_slots, tile["BLOCK_S"])
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
-        _latent_decode[(batch, parts, triton.cdiv(heads, tile["BLOCK_H"]))](
+        _latent_decode[(batch, parts, blocks)](
             q, k_latent, v_latent, weight, q if bias is None else bias.contiguous(), cos.contiguous() if turned else q,
             sin.contiguous() if turned else q, q if lengths is None else lengths, pieces, sums,
             heads, rank, n_slots, piece, scale, *k_latent.stride()[:2], *v_latent.stride()[:2],
@@ -267,10 +268,11 @@ def joint_decode(q: Tensor, joint: Tensor, lengths: Tensor | None, rank: int, sc
     if batch == 0:
         return q.new_empty(0, heads, rank)
     tile = _there_is(tiling.joint_decode(q, heads, rank, width - rank), rank)
-    piece, parts = tiling.pieces(batch, n_slots, tile["BLOCK_S"])
+    blocks = triton.cdiv(heads, tile["BLOCK_H"])
+    piece, parts = tiling.pieces(batch * blocks, n_slots, tile["BLOCK_S"])
     pieces, sums, out = _scratch(q, parts, rank)
     with torch.cuda.device_of(q):
-        _joint_decode[(batch, parts, triton.cdiv(heads, tile["BLOCK_H"]))](
+        _joint_decode[(batch, parts, blocks)](
             q, joint, q if lengths is None else lengths, pieces, sums, heads, rank, width - rank, n_slots, piece,
             scale, *joint.stride()[:2], RAGGED=lengths is not None,
             ALL_R=max(16, triton.next_power_of_2(rank)), ALL_ROPE=max(16, triton.next_power_of_2(width - rank)), **tile,

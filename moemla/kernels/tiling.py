@@ -122,12 +122,13 @@ def joint_decode(tensor: Tensor, heads: int, rank: int, rope: int) -> Meta | Non
     return None
 
 
-def pieces(batch: int, n_slots: int, block_s: int) -> tuple[int, int]:
-    """(slots of a piece, number of pieces): enough programs for a large GPU, none of them idle.
+def pieces(rows: int, n_slots: int, block_s: int) -> tuple[int, int]:
+    """(slots of a piece, number of pieces): as many programs as a large GPU runs at once, and not one more.
 
-    A piece has at least 128 slots and is a multiple of a tile.
+    `rows`: of the batch, times the blocks of heads. One program more than there is room for waits until another has
+    ended, and all take twice as long. A piece has at least 128 slots and is a multiple of a tile.
     """
     programs = PROGRAMS if block_s >= 128 else 2 * PROGRAMS
-    wanted = max(1, min(triton.cdiv(programs, batch), triton.cdiv(n_slots, 128)))
+    wanted = max(1, min(programs // rows, triton.cdiv(n_slots, 128)))
     piece = triton.cdiv(triton.cdiv(n_slots, wanted), block_s) * block_s
     return piece, triton.cdiv(n_slots, piece)
