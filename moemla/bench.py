@@ -382,9 +382,10 @@ def run(what: str, device: str | None = None, seconds: float = 2.0, **chosen) ->
 
 def cell_of(what: str, device: str, config: ModelConfig, chosen: dict[str, Any]) -> Cell:
     """A bench as a cell: what was measured of which model, and all options."""
-    rows = f"-{chosen['variant']}-{chosen['batch_size'] or 8}x{chosen['seq_len']}" if what == "train" else ""
-    rows = f"-{chosen['batch_size'] or 1}-rows" if what == "serving" else rows
-    arm = re.sub(r"[^A-Za-z0-9.]+", "-", f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}{rows}")
+    more = {"train": f"-{chosen['variant']}-{chosen['batch_size'] or 8}x{chosen['seq_len']}"}
+    more["serving"] = f"-{chosen['batch_size'] or 1}-rows"
+    words = f"{what}-{chosen['size']}-{config.d_expert}-{chosen['dtype']}{more.get(what, '')}"
+    arm = re.sub(r"[^A-Za-z0-9.]+", "-", words)
     tags = dict(arm=arm, what=what, device=device) | chosen
     if what != "kernels":  # the only one that has them
         tags.pop("lengths", None)

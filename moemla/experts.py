@@ -142,7 +142,8 @@ def triton(x, w_in, w_out, index, gate, activation):
 FEW_TOKENS = 4  # copying their weights costs less than sorting them
 MASKED_WORK = 1.4e8  # multiply-adds of `masked`'s first product, above which sorting pays
 WEIGHTS_AS_TOKENS = 256  # reordering all weights costs `masked` as much as this many tokens
-NARROW = 64  # expert width up to which `masked` is expected to win on a GPU
+MASKED_WORK_GPU = 2e10  # the same on a GPU (an H200, bfloat16), where experts are wider than
+NARROW = 64  # to which width `masked` wins there with any number of tokens
 FULL_TILE = 16  # rows of an expert that the kernels multiply at least: with fewer, most of a tile is padding
 
 BACKENDS = {"masked": masked, "loop": loop, "grouped": grouped, "gather": gather, "triton": triton}
@@ -282,9 +283,9 @@ def _fused(x, w_in, w_out) -> bool:
 def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -> str:
     """The fastest back end for these shapes: "masked", "grouped", "gather" or "triton".
 
-    On a CPU the rule was fitted to results/bench/cpu/moe-*.json. On a GPU it is arithmetic until it is measured there:
-    `masked` does E/A times the products, `grouped` moves each row A times; kernels, where they are enabled, need
-    FULL_TILE rows for each expert on average, or `masked` wins.
+    The rule was fitted to results/bench/cpu/moe-*.json and, for a GPU, to results/bench/cuda/moe-*.json (bfloat16,
+    started from Python). There `masked` does E/A times the products, and `grouped` takes a third of a millisecond at
+    least. Kernels, where they are enabled, need FULL_TILE rows for each expert on average, or `masked` wins.
     """
     (n_experts, width, d_model), n_tokens = w_out.shape, x.shape[0]
     if n_tokens <= FEW_TOKENS and not torch.is_grad_enabled() and top_k * n_tokens < n_experts:
@@ -294,7 +295,8 @@ def choose(x: Float[Tensor, "n d"], w_out: Float[Tensor, "e f d"], top_k: int) -
     if torch.compiler.is_compiling():
         return "masked"
     if x.device.type != "cpu":
-        return "masked" if width <= NARROW else "grouped"
+        light = n_experts * width * d_model * n_tokens <= MASKED_WORK_GPU
+        return "masked" if light or width <= NARROW else "grouped"
     work = n_experts * width * d_model * (n_tokens + WEIGHTS_AS_TOKENS)
     return "masked" if work <= MASKED_WORK else "grouped"
 

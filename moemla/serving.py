@@ -259,7 +259,11 @@ class Server:
             place, story = len(self._rows), self._waiting[0]
             if len(story.text) > 1:
                 row = _rows(self.cache, place, place + 1)
-                self.model.features(torch.tensor([story.text[:-1]], device=row.tokens.device), cache=row)
+                try:
+                    self.model.features(torch.tensor([story.text[:-1]], device=row.tokens.device), cache=row)
+                except BaseException:  # whoever comes next may be somebody else
+                    self._wipe(place, 0, len(story.text))
+                    raise
                 self.cache.lengths[place] = row.lengths[0]
             self._rows.append(self._waiting.popleft())
 
@@ -285,21 +289,31 @@ class Server:
     def _leave(self, place: int) -> None:
         """Ends a row's story; the last row moves to its slot, so that rows stay without holes.
 
-        What stood in the slot that falls free is wiped out: a number that is not finite would spoil sums over it.
+        What stood in the slot that falls free is wiped out.
         """
         story, last, lengths = self._rows[place], len(self._rows) - 1, self.cache.lengths
         self._ended[story.ticket] = story.text
         held = lengths[last]
-        with torch.inference_mode():
-            for buffer in (*self.cache.buffers, self.cache.tokens[None, :, None, :, None]):
-                if place < last:
+        if place < last:
+            with torch.inference_mode():
+                for buffer in self._buffers():
                     buffer[:, place, :, :held] = buffer[:, last, :, :held]
-                    buffer[:, place, :, held : lengths[place] + 1] = 0  # one more: a step that failed wrote there
-                buffer[:, last, :, : held + 1] = 0
+            self._wipe(place, held, lengths[place] + 1)  # one more: a step that failed wrote there
+        self._wipe(last, 0, held + 1)
         self._rows[place] = self._rows[last]
         lengths[place] = held
         lengths[last] = 0
         self._rows.pop()
+
+    def _buffers(self) -> tuple[Tensor, ...]:
+        """All that is kept for a place, each (layers, places, heads, slots, width)."""
+        return *self.cache.buffers, self.cache.tokens[None, :, None, :, None]
+
+    def _wipe(self, place: int, begin: int, end: int) -> None:
+        """Zeros in these slots: a number that is not finite, left behind, would spoil sums over it."""
+        with torch.inference_mode():
+            for buffer in self._buffers():
+                buffer[:, place, :, begin:end] = 0
 
 
 def _whole(numbers: Any, name: str, right: str) -> list[int]:

@@ -621,8 +621,8 @@ moemla/kernel_bench.py
 
 bench-of-a-broken-kernel
 A kernel that gives no numbers is timed as if it were right.
-- equal = off <= TOLERANCE[wanted[place].dtype] * largest
-+ equal = not off > TOLERANCE[wanted[place].dtype] * largest
+- equal = off <= tolerance * largest
++ equal = not off > tolerance * largest
 tests/test_kernel_bench.py::test_a_kernel_that_gives_something_else_is_not_timed
 
 bench-of-the-kernel-against-itself
@@ -709,9 +709,15 @@ tests/test_serving.py::test_an_error_costs_no_story
 
 a-slot-keeps-what-is-not-finite
 A slot that fell free keeps numbers that are not finite, and spoils the sums of the story that comes.
--                     buffer[:, place, :, held : lengths[place] + 1] = 0  # one more: a step that failed wrote there
-+                     pass
+-             self._wipe(place, held, lengths[place] + 1)  # one more: a step that failed wrote there
++             pass
 tests/test_serving.py::test_a_story_that_is_not_finite_is_named_and_leaves_nothing_behind
+
+a-broken-prompt-stays-behind
+A prompt that is broken off leaves its numbers in the slot, where the next story has none of its own.
+-                     self._wipe(place, 0, len(story.text))
++                     pass
+tests/test_serving.py::test_a_prompt_that_was_broken_off_leaves_nothing_behind
 
 experts-read-as-if-all-were-different
 Two stories are taken to choose different experts, always.
@@ -1002,6 +1008,12 @@ The joint decode takes its tile whether or not the GPU's shared memory holds it.
 -         if held <= room(tensor):
 +         if held:
 tests/kernels/test_tiling.py -k of_latents_fits
+
+one-program-too-many
+A long cache is cut into one piece more for each row than a GPU runs at once: some wait for a second round.
+- wanted = max(1, min(programs // rows, triton.cdiv(n_slots, 128)))
++ wanted = max(1, min(triton.cdiv(programs, rows), triton.cdiv(n_slots, 128)))
+tests/kernels/test_tiling.py -k waits_for_another
 
 moemla/kernels/dispatch.py
 

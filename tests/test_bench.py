@@ -137,6 +137,7 @@ def test_the_command_prints_and_keeps(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("decode length=8 batch=1") and out.count("*") == 1
     (result,) = results.load(tmp_path, "bench")
+    assert (tmp_path / "bench" / "cpu" / "table.csv").read_text() == results.table([result])
     assert "lengths" not in result.settings["tags"]  # those of kernels alone
     assert result.settings["model"]["d_model"] == 128 and result.name == "attention-tiny-8-float32"
     assert {row["program"] for row in result.measures["rows"]} >= {"mha", "decoupled"}
@@ -188,14 +189,15 @@ def test_auto_takes_what_was_measured_to_be_fast(result):
             cases.setdefault(row["case"], {})[row["program"]] = row
     for case, programs in cases.items():
         n = next(iter(programs.values()))["tokens"]
-        x, w_out = torch.zeros(1).expand(n, config.d_model), torch.zeros(1)
+        one = torch.zeros(1, device="cpu" if result.settings["scale"] == "cpu" else "meta")  # any device but a CPU
+        x, w_out = one.expand(n, config.d_model), one
         w_out = w_out.expand(config.n_experts, config.d_expert, config.d_model)
         with torch.set_grad_enabled("backward" in case):
             chosen = programs[experts.choose(x, w_out, config.top_k)]
-        best = min(row["seconds"] for row in programs.values())
+        best = min(row["seconds"] for name, row in programs.items() if name != "triton")  # taken when asked for
         lost.append(chosen["seconds"] / best)
         assert lost[-1] < 1.5, (case, chosen["program"], programs.keys())
-    assert len(lost) >= 10
+    assert len(lost) >= 9
     assert sum(lost) / len(lost) < 1.15
 
 

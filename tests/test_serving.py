@@ -181,6 +181,23 @@ def test_an_error_costs_no_story(monkeypatch, where, error):
     assert [told[n].tolist() for n in range(6)] == [alone(model, prompt, 7, n) for n, prompt in enumerate(asked)]
 
 
+def test_a_prompt_that_was_broken_off_leaves_nothing_behind(monkeypatch):
+    """Its numbers were written and are not finite, and it is cancelled before it has a row."""
+    model, how = model_of("mla-rope", tie_embeddings=False), dict(temperature=0, stop=9)
+    torch.nn.init.constant_(model.embedding.weight.data[9], torch.nan)
+    server, features = Server(model, 2), model.features
+    server.submit([1, 2], 14, **how)
+    server.step()
+    bad = server.submit([1] * 3 + [9] * 8, 12, **how)
+    monkeypatch.setattr(model, "features", lambda *args, **kwargs: [features(*args, **kwargs), 1 / 0])
+    with pytest.raises(ZeroDivisionError):
+        server.step()
+    monkeypatch.undo()
+    server.cancel(bad)
+    other = server.submit([3], 12, **how)
+    assert server.run()[other].tolist() == alone(model, [3], 12, 0, **how)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_story_that_is_not_finite_is_named_and_leaves_nothing_behind(place):
     """The others go on when it is cancelled, also in its slot."""

@@ -49,7 +49,7 @@ class Bench:
     json: Flag[bool] = False
     """Print the result as one JSON object."""
     folder: Path | None = None
-    """Keep the result in this folder, one JSON file with where it comes from."""
+    """Keep the result in this folder, one JSON file with where it comes from, and the table of all that are there."""
 
     def __call__(self) -> None:
         from moemla import bench
@@ -66,6 +66,7 @@ class Bench:
             from moemla import results
 
             print(f"kept in {results.write(result, self.folder)}", file=sys.stderr)
+            results.write_table(results.load(self.folder, result.experiment, result.settings["scale"]), self.folder)
         if self.json:
             print_json({"settings": result.settings, "measures": result.measures})
             return
