@@ -145,7 +145,9 @@ def machines() -> str:
     cores = max(r.provenance["machine"]["threads"] for r in found if not r.provenance["machine"]["gpus"])
     trained = [r.measures["parameters"] for r in found if "parameters" in r.measures]
     minutes = [r.measures["seconds"] / 60 for r in found if "seconds" in r.measures]
-    on = f"on up to {cores} CPU cores, " + (f"benches also on an {', '.join(gpus)}" if gpus else "without a GPU")
+    there = {r.experiment for r in found if r.provenance["machine"]["gpus"]} - {"bench"}
+    what = " and ".join(["benches also", *(f"`{name}` alone" for name in sorted(there))])
+    on = f"on up to {cores} CPU cores, " + (f"{what} on an {', '.join(gpus)}" if gpus else "without a GPU")
     return (
         f"The {len(found)} results shown were measured {on}: trained models have up to {max(trained) / 1e6:.1f} "
         f"million parameters and {max(minutes):.0f} minutes behind them."
