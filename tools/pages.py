@@ -298,8 +298,8 @@ def registrations_page() -> str:
         "What is asked, how it will be judged, and what is expected, in numbers: each was committed before the first",
         "run of its experiment and stands as it was. [What is measured](progress.md) says how far the runs are;",
         "[what came out](outcomes.md) judges the predictions when they are there. The number of seeds follows from a",
-        "pilot (`synergy-large` had none); those of `shared-experts` then lay up to twice as far apart: it saw less than",
-        "its registration says.",
+        "pilot (`synergy-large` had none); those of `shared-experts` then lay up to twice as far apart: it saw less",
+        "than its registration says.",
     ]
     for name in REGISTERED:
         text = (facts.RESULTS / name / "registration.md").read_text(encoding="utf-8")

@@ -425,7 +425,7 @@ def test_every_claim_of_an_experiment_names_what_it_has():
         for side in ("where", "over"):
             assert claim.result.get(side, {}).get("tags.arm", next(iter(arms))) in arms
         if name := claim.result.get("contrast"):
-            assert name in {asked.name for asked in experiment.asked}, claim.id
+            assert name in {asked.name for asked in (*experiment.asked, *experiment.beside)}, claim.id
 
 
 # The rules of the ledger.
