@@ -197,7 +197,7 @@ def test_auto_takes_what_was_measured_to_be_fast(result):
         best = min(row["seconds"] for name, row in programs.items() if name != "triton")  # taken when asked for
         lost.append(chosen["seconds"] / best)
         assert lost[-1] < 1.5, (case, chosen["program"], programs.keys())
-    assert len(lost) >= 9
+    assert len(lost) >= (10 if result.settings["scale"] == "cpu" else 9)
     assert sum(lost) / len(lost) < 1.15
 
 

@@ -188,6 +188,7 @@ The Triton kernels are equal to the plain functions where Triton's interpreter r
 code for compute capability 8.0 and 9.0: that is tested on every machine. `python -m tools.on_gpu` on a machine with a
 GPU runs their tests compiled, in float32, fp16 and bf16 against float64, and then every bench into `results/`."""
 ON_ONE = " It was run on one at the commits above."
+SINCE = " How decode cuts long caches has been changed since, and not been there again."
 
 
 def _on_lines(command: str, width: int = 44) -> str:
@@ -255,9 +256,9 @@ def reproduce_page() -> str:
         "Minutes of runs are summed over the files; by the clock, runs that went side by side count once.",
         '"Changed" marks files made while the package differed from the commit.',
     ]
-    there = any(run["machine"]["gpus"] for runs in made.values() for run in runs)
-    out += ["", ON_A_GPU + (ON_ONE if there else " No result here was measured on one.")]
-    return "\n".join(out) + "\n"
+    gpus = {run["git"]["commit"][:7] for runs in made.values() for run in runs if run["machine"]["gpus"]}
+    said = ON_ONE + SINCE * bool(gpus & {*facts.BEFORE_PIECES}) if gpus else " No result here was measured on one."
+    return "\n".join([*out, "", ON_A_GPU + said]) + "\n"
 
 
 def progress_page() -> str:
