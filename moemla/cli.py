@@ -18,6 +18,7 @@ import tyro
 
 from moemla import __version__
 from moemla.commands import COMMANDS
+from moemla.commands.terminal import say
 from moemla.config import TrainConfig
 from moemla.errors import Elsewhere, MoemlaError
 
@@ -33,7 +34,7 @@ DESCRIPTION = (
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print("moemla:", *str(message).split(), file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
         yield
 
 
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as error:
-        print(f"\nmoemla: {str(error) or 'interrupted'}", file=sys.stderr)
+        say("", sys.stderr)  # ends the line that ^C stands on
+        _say(str(error) or "interrupted")
         return 130
     except BrokenPipeError:  # the reader (head, less) has gone; what is left to write, on leaving too, goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -73,8 +75,12 @@ def main(arguments: list[str] | None = None) -> int:
             text = f"{error.filename or 'input/output'}: {error.strerror or error}"
         else:
             text = f"{type(error).__name__}: {error} (--debug shows where)"
-        print("moemla:", " ".join(text.split()), file=sys.stderr)
+        _say(text)
         return 2 if isinstance(error, ValueError) else 1
+
+
+def _say(text: str) -> None:
+    say(f"moemla: {' '.join(text.split())}", sys.stderr)
 
 
 def _parsed(arguments: list[str]) -> Any:

@@ -1,7 +1,9 @@
 """The command as a person meets it: exit codes, one line for what went wrong, and nothing half-written."""
 
+import io
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +119,28 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     out, err = process.communicate(timeout=SLOW_START)
     assert process.returncode == 1 and out == "" and "Traceback" in err and "holds no model" in err
     assert "holds no model" in failed(capsys, *gone)
+
+
+@pytest.mark.parametrize("ends", [RuntimeError("out\nof memory"), KeyboardInterrupt("stopped at 3"), None], ids=repr)
+def test_what_goes_wrong_is_written_line_by_line(run, monkeypatch, ends):
+    """Two ranks, or torchrun, that say something at the same time do not mix their words within a line."""
+
+    class Unbuffered(io.StringIO):
+        def write(self, text):
+            written.append(text)
+
+    def loads(path, device=None):
+        if ends is not None:
+            raise ends
+        warnings.warn("a warning\nin two lines", stacklevel=2)
+        return load(path, device)
+
+    written = []
+    monkeypatch.setattr(checkpoint, "load", loads)
+    monkeypatch.setattr(sys, "stderr", Unbuffered())
+    main(["generate", "--run", str(run), "--max-new-tokens", "2"])
+    said = [text for text in written if text.strip()]
+    assert [text.startswith("moemla: ") and text.endswith("\n") for text in said] == [True], said
 
 
 def test_an_error_that_nobody_expected_is_one_line_too(run, capsys, monkeypatch):

@@ -58,6 +58,29 @@ def test_a_rank_that_is_killed_ends_all_in_one_line_and_the_run_goes_on(data, tm
     assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
 
 
+def test_a_rank_that_torchrun_ends_says_first_what_it_has_to_say(data, tmp_path):
+    """torchrun looks ten times a second whether one has ended, and then ends the others, whatever they are at."""
+    code = """
+import os, signal, sys
+from types import SimpleNamespace
+from moemla.cli import main
+from moemla.commands.train import Train
+from moemla.distributed import World
+from moemla.errors import MoemlaError
+
+def lost(self, world):
+    raise MoemlaError("rank 1 has lost the others")
+
+Train._train = lost
+leave = lambda: os.kill(os.getpid(), signal.SIGTERM)
+World.current = lambda *_: SimpleNamespace(size=2, leave=leave)
+sys.exit(main(["train", "--data", sys.argv[1], "--out", sys.argv[2]]))
+"""
+    command = [sys.executable, "-c", code, str(data), str(tmp_path / "run")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "moemla: rank 1 has lost the others\n")
+
+
 def test_one_process_prints_and_a_folder_in_use_is_one_line(data, tmp_path):
     run = start(data, tmp_path / "run", "--parallel", "fsdp")
     out, said = run.communicate(timeout=120)

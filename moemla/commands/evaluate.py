@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from moemla.commands.terminal import Flag, device_of, print_json
+from moemla.commands.terminal import Flag, device_of, print_json, say
 from moemla.errors import MoemlaError
 
 
@@ -47,7 +47,7 @@ class Evaluate:
         if self.json:
             print_json(score.to_dict())
             if math.isinf(score.perplexity):
-                print("moemla: the perplexity is more than a float holds: null", file=sys.stderr)
+                say("moemla: the perplexity is more than a float holds: null", sys.stderr)
             return
         print(f"{score.stories:,} stories, {score.tokens:,} tokens, {score.bytes:,} bytes, {context} tokens at a time")
         print(f"{score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moemla.commands.terminal import say
+
 
 @dataclass
 class Prepare:
@@ -53,7 +55,7 @@ class Prepare:
             }
             record = prepare(self.out, progress=show, **chosen)
         for text in dict.fromkeys(str(note.message) for note in noted):  # once, though a file is read thrice
-            print(f"moemla: warning: {text}", file=sys.stderr)
+            say(f"moemla: warning: {text}", sys.stderr)
         for split, facts in record["splits"].items():
             counts = (f"{facts[unit]:,} {unit}" for unit in ("stories", "tokens", "bytes"))
             print(f"{split}: {', '.join(counts)} ({facts['bytes'] / facts['tokens']:.2f} bytes a token)")

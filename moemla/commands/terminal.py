@@ -49,10 +49,14 @@ class LiveLine:
 
 
 def say(text: str, stream=None, end: str = "\n") -> None:
-    """Prints for who watches; when the reader (head, less) has gone, the work goes on and says nothing more."""
+    """Prints for who watches; when the reader (head, less) has gone, the work goes on and says nothing more.
+
+    It is one write, also where a stream keeps nothing back: what several processes say does not mix within a line.
+    """
     stream = stream or sys.stdout
     try:
-        print(text, end=end, file=stream, flush=True)
+        stream.write(text + end)
+        stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -1,5 +1,6 @@
 """`moemla train`: trains a model on prepared data. Built in chapter 5."""
 
+import signal
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -75,6 +76,10 @@ class Train:
         world = World.current(self.parallel, self.expert_parallel)
         try:
             self._train(world)
+        except Exception:
+            if world.size > 1:  # torchrun ends this process as soon as another has; what it has to say comes first
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
         finally:
             world.leave()
 
