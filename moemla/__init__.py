@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         results as results,
         rope as rope,
         routing as routing,
+        quality as quality,
         runs as runs,
         schedules as schedules,
         serving as serving,

@@ -20,6 +20,22 @@ def test_an_interval_is_student_t_s():
     assert found.p == pytest.approx(stats.ttest_1samp(A, 0).pvalue, rel=1e-9)
 
 
+def test_superiority_is_mann_and_whitney_s_u():
+    """With ties: the values are whole numbers."""
+    random = np.random.default_rng(4)
+    a, b = random.integers(0, 5, 40).tolist(), random.integers(1, 6, 30).tolist()
+    u = stats.mannwhitneyu(a, b).statistic
+    assert statistics.superiority(a, b) == pytest.approx(u / (40 * 30)) != 0.5
+    assert statistics.superiority(a, b) + statistics.superiority(b, a) == pytest.approx(1)
+    assert statistics.superiority([1], [1]) == statistics.superiority(a, a) == 0.5
+    assert statistics.superiority([2, 3], [1]) == 1 and statistics.superiority([3, 1], iter([2, 2])) == 0.5
+    for wrong in ([], [math.nan], [math.inf]):
+        with pytest.raises(ValueError, match="one or more finite"):
+            statistics.superiority(wrong, [1])
+        with pytest.raises(ValueError, match="one or more finite"):
+            statistics.superiority([1], wrong)
+
+
 def test_by_hand_for_three_seeds():
     # mean 2, variance 1, standard error 1/sqrt(3), t(0.975, 2) = 4.302653
     found = statistics.estimate([1, 2, 3])
