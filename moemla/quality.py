@@ -1,4 +1,4 @@
-"""What can be counted in a told story without a judge: who is in it, whether pronouns agree, phrases nobody has written.
+"""What can be counted in a told story without a judge: who is in it, pronouns that agree, phrases nobody has written.
 
 The counts know the built-in stories: their names (`moemla.stories.world`) and who is a he. They say nothing of a story
 from elsewhere. Case counts: Ivy is somebody, ivy is a plant. Built in chapter 18.
@@ -28,7 +28,7 @@ def names(text: str) -> list[str]:
 
 
 def cast(text: str, mentions: int = MENTIONS) -> int:
-    """How many different names stand among the first mentions: 2 in nearly every story of the corpus, at most `mentions`.
+    """How many different names stand among the first mentions: 2 in nearly every story of the corpus.
 
     A model that forgets whom its story is about names somebody else each time. A text of fewer mentions can only have
     fewer names.
@@ -57,8 +57,8 @@ def pronouns(text: str) -> tuple[int, int]:
 class Phrases:
     """The phrases of some texts: all sequences of `length` words, every name taken for the same word.
 
-    `unknown(text)` counts a text's phrases that are not among them: a measure of grammar that needs no grammar. It takes
-    a good new sentence for a mistake where its words never stood side by side.
+    `unknown(text)` counts a text's phrases that are not among them: a measure of grammar that needs no grammar. It
+    takes a good new sentence for a mistake where its words never stood side by side.
     """
 
     def __init__(self, texts: Iterable[str], length: int = 3):
