@@ -288,10 +288,10 @@ def _compare(claim: Claim, low: Number, high: Number) -> tuple[str, bool]:
         half = abs(target) * float(claim.tolerance.rstrip("% ")) / 100
     elif claim.tolerance is not None:
         half = float(claim.tolerance)
-    if sign == "<":
-        return text, high < target
+    if sign == "<":  # as with any interval: a part of it that agrees is enough
+        return text, low < target
     if sign == ">":
-        return text, low > target
+        return text, high > target
     slack = 1e-9 * max(1.0, abs(target))  # a computed value that lies on the edge of the rounding
     return text, low - half - slack <= target <= high + half + slack
 
