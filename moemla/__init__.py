@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # what an editor or a type checker sees; the names of _HOME a
         footprint as footprint,
         generation as generation,
         interop as interop,
+        judge as judge,
         kernel_bench as kernel_bench,
         kernels as kernels,
         latent_attention as latent_attention,

@@ -498,6 +498,66 @@ The load within a sequence is that of the whole batch: a balanced batch passes f
 + sequence=window(torch.stack(full), context),
 tests/test_evaluation.py -k 'by_hand and sequence'
 
+moemla/judge.py
+
+one-order-counted
+A text wins where one order prefers it and the other says tie: half of a judge's liking for a place.
+- SAME_SAID.get(self.answers, "tie")
++ (SAME_SAID | {("first", "tie"): "a", ("second", "tie"): "b"}).get(self.answers, "tie")
+tests/test_judge.py::test_a_text_wins_where_both_orders_say_so
+
+ties-dropped-from-the-win-rate
+The win rate is of decided matches alone: one win and nineteen ties are a rate of 1.
+- (self.wins + self.ties / 2) / len(self.matches)
++ self.wins / self.decided if self.decided else 0.5
+tests/test_judge.py::test_p_is_the_sign_test_over_decided_matches
+
+moemla/quality.py
+
+pronouns-in-speech
+What somebody says of somebody else is held against who was named before.
+- words(_SPEECH.sub(" ", text))
++ words(text)
+tests/test_quality.py::test_pronouns
+
+names-as-words
+A phrase is unknown because its name is: a story is blamed for its people.
+- ["NAME" if word in HE or word in SHE else word for word in words(text)]
++ words(text)
+tests/test_quality.py::test_phrases_by_hand
+
+moemla/statistics.py
+
+ties-lost
+A tie is half a win to neither: two groups that are alike are not at one half.
+- bisect_left(b, value) + bisect_right(b, value)
++ 2 * bisect_left(b, value)
+tests/test_statistics.py::test_superiority_is_mann_and_whitney_s_u
+
+moemla/paper/claims.py
+
+inequality-all-of-it
+A claim that something is below zero is contradicted by numbers of which only some lie above.
+- text, low < target
++ text, high < target
+tests/paper/test_claims.py -k 'another_status and A23'
+
+moemla/commands/terminal.py
+
+message-in-pieces
+A line is written piece by piece, and what another process says falls in between.
+-         stream.write(text + end)
++         print(text, end=end, file=stream)
+tests/test_cli.py -k 'goes_wrong'
+
+moemla/commands/train.py
+
+ended-before-it-said-why
+torchrun ends a rank that has lost another before it has said so.
+-                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
++                 pass
+tests/test_torchrun.py -k 'says_first'
+
 moemla/checkpoint.py
 
 shipped-before-path

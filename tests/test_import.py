@@ -96,6 +96,18 @@ def seeds_apart():
     difference([1.0, 2.0], [2.0, 4.0])
 
 
+def chat_judge():
+    from moemla.judge import ChatJudge
+
+    ChatJudge("m", "http://localhost/v1")
+
+
+def sign_test():
+    from moemla.judge import Comparison, Match
+
+    _ = Comparison((Match("p", "a", "b", ("first", "second")),)).p
+
+
 def picture():
     from moemla.plots import style
 
@@ -109,7 +121,9 @@ def picture():
         (hub, "datasets", "hub"),
         (interval, "scipy", "stats"),
         (seeds_apart, "scipy", "stats"),
+        (sign_test, "scipy", "stats"),
         (picture, "matplotlib", "plots"),
+        (chat_judge, "openai", "judge"),
     ],
 )
 def test_without_an_extra_one_line_names_it(monkeypatch, use, package, extra):

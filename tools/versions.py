@@ -37,7 +37,7 @@ def packages(torch: str, tests: bool) -> list[str]:
     extras = project["optional-dependencies"]
     lines = list(project["dependencies"])
     if tests:
-        lines += [line for name in ("hub", "plots", "stats", "test") for line in extras[name]]
+        lines += [line for name in ("hub", "plots", "stats", "judge", "test") for line in extras[name]]
     named = [line for line in lines if re.match(r"[\w-]+", line)[0] not in ("torch", "moemla", "triton")]
     return [f"torch=={torch}", *named]
 

@@ -7,6 +7,7 @@ from moemla.commands.evaluate import Evaluate
 from moemla.commands.experiment import Experiment
 from moemla.commands.export import Export
 from moemla.commands.generate import Generate
+from moemla.commands.judge import Judge
 from moemla.commands.plan import Plan
 from moemla.commands.plot import Plot
 from moemla.commands.prepare import Prepare
@@ -19,6 +20,7 @@ COMMANDS = {
     "plot": Plot,
     "evaluate": Evaluate,
     "generate": Generate,
+    "judge": Judge,
     "export": Export,
     "experiment": Experiment,
     "bench": Bench,
