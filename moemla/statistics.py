@@ -137,7 +137,7 @@ def superiority(a: Iterable[float], b: Iterable[float]) -> float:
     """The share of pairs, one value of a and one of b, in which a's is the larger; a tie counts half.
 
     0.5 where the two are alike. It is Mann and Whitney's U over the number of pairs. ValueError where one is empty, or
-    a value is not finite.
+    a value is not finite. Built in chapter 18.
     """
     a, b = _checked(a, least=1), sorted(_checked(b, least=1))
     return sum(bisect_left(b, value) + bisect_right(b, value) for value in a) / (2 * len(a) * len(b))
