@@ -18,16 +18,16 @@ from moemla.errors import MoemlaError, optional
 
 Judge = Callable[[str, str, str], str]  # (prompt, first, second) -> one of ANSWERS: which continuation is better
 ANSWERS = ("first", "second", "tie")
-SAME_SAID = {("first", "second"): "a", ("second", "first"): "b", ("tie", "tie"): "tie"}  # of a, b, then of b, a
+_SAME_SAID = {("first", "second"): "a", ("second", "first"): "b", ("tie", "tie"): "tie"}  # of a, b, then of b, a
 CRITERIA = {
     "grammar": "whole sentences, with spelling, agreement and tenses as they should be",
     "coherence": "each sentence follows from those before it, the given beginning too, and the story stays one story",
     "creativity": "ideas of its own: people, events and words that the beginning does not suggest to everybody",
     "overall": "what makes a good story for a small child: language, sense and ideas taken together",
 }
-PAIR = {"1": "first", "first": "first", "2": "second", "second": "second", "tie": "tie"}  # what is said: what is meant
-SCORES = {str(score): score for score in range(1, 11)}
-QUOTES = r"[\s\"'`“”‘’]*"
+_PAIR = {"1": "first", "first": "first", "2": "second", "second": "second", "tie": "tie"}  # what is said: what is meant
+_SCORES = {str(score): score for score in range(1, 11)}
+_QUOTES = r"[\s\"'`“”‘’]*"
 RETRIES = 2  # of a request that the network or the server failed
 
 
@@ -50,12 +50,12 @@ class Match:
     @property
     def consistent(self) -> bool:
         """Whether both orders say the same: a, b, or both "tie"."""
-        return self.answers in SAME_SAID
+        return self.answers in _SAME_SAID
 
     @property
     def winner(self) -> str:
         """The text that both orders prefer, "a" or "b"; else "tie", as between two texts that are the same."""
-        return "tie" if self.a == self.b else SAME_SAID.get(self.answers, "tie")
+        return "tie" if self.a == self.b else _SAME_SAID.get(self.answers, "tie")
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class ChatJudge:
         question = (
             f"Which continuation is better? What counts: {CRITERIA[self.criterion]}. Place and length do not count."
         )
-        return self._ask(texts, question, "1, 2 or tie", PAIR)
+        return self._ask(texts, question, "1, 2 or tie", _PAIR)
 
     def rate(self, prompt: str, text: str) -> int:
         """A score of 1 to 10 for the continuation alone by the criterion, as section 4.4 of the paper has it.
@@ -223,7 +223,7 @@ class ChatJudge:
         """
         question = f"How good is the continuation, from 1 to 10, the best? What counts: {CRITERIA[self.criterion]}."
         texts = {"beginning": prompt, "continuation": text}
-        return self._ask(texts, question, "a whole number from 1 to 10", SCORES)
+        return self._ask(texts, question, "a whole number from 1 to 10", _SCORES)
 
     def _ask(self, texts: dict[str, str], question: str, wanted: str, replies: dict[str, Any]) -> Any:
         """Shows the texts, asks, and returns what the reply stands for, a key of `replies`."""
@@ -241,7 +241,7 @@ class ChatJudge:
             raise MoemlaError(f"{server}: {_brief(reason, 200)}") from error
         except (AttributeError, IndexError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise MoemlaError(f"{server}: what it sent is no chat completion") from error
-        word = re.fullmatch(rf"{QUOTES}(\w+){QUOTES}\.?{QUOTES}", said)
+        word = re.fullmatch(rf"{_QUOTES}(\w+){_QUOTES}\.?{_QUOTES}", said)
         if word is None or word[1].lower() not in replies:
             cut = ", cut off at max_tokens" if choice.finish_reason == "length" else ""
             raise MoemlaError(f"{server}: {self.model} was asked for {wanted} and said {_brief(said, 60)!r}{cut}")

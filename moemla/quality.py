@@ -6,6 +6,7 @@ from elsewhere. Case counts: Ivy is somebody, ivy is a plant. Built in chapter 1
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from moemla.config import require_count
 from moemla.stories import world
@@ -24,11 +25,17 @@ def words(text: str) -> list[str]:
 
 def names(text: str) -> list[str]:
     """Every mention of a name, in order. Aunts and uncles do not count, nor who has only a trade."""
-    return [word for word in words(text) if word in HE or word in SHE]
+    return [word for word, named in _marked(text) if named]
+
+
+def _marked(text: str) -> list[tuple[str, bool]]:
+    """Each word, and whether it names somebody; Uncle Ned is an uncle."""
+    pairs = pairwise(["", *words(text)])
+    return [(word, (word in HE or word in SHE) and before not in ("Uncle", "Aunt")) for before, word in pairs]
 
 
 def cast(text: str, mentions: int = MENTIONS) -> int:
-    """How many different names stand among the first mentions: 2 in nearly every story of the corpus.
+    """How many different names stand among the first mentions: 2 in a story of the corpus.
 
     A model that forgets whom its story is about names somebody else each time. A text of fewer mentions can only have
     fewer names.
@@ -45,8 +52,8 @@ def pronouns(text: str) -> tuple[int, int]:
     """
     right = wrong = 0
     named: set[bool] = set()  # whether those named so far are a he
-    for word in words(_SPEECH.sub(" ", text)):
-        if word in HE or word in SHE:
+    for word, is_name in _marked(_SPEECH.sub(" ", text)):
+        if is_name:
             named.add(word in HE)
         elif word.lower() in ("he", "she") and len(named) == 1:
             agrees = (word.lower() == "he") in named
@@ -72,5 +79,5 @@ class Phrases:
         return sum(phrase not in self.known for phrase in self._of(text))
 
     def _of(self, text: str) -> Iterable[tuple[str, ...]]:
-        masked = ["NAME" if word in HE or word in SHE else word for word in words(text)]
+        masked = ["NAME" if named else word for word, named in _marked(text)]
         return zip(*(masked[start:] for start in range(self.length)), strict=False)

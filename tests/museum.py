@@ -502,8 +502,8 @@ moemla/judge.py
 
 one-order-counted
 A text wins where one order prefers it and the other says tie: half of a judge's liking for a place.
-- SAME_SAID.get(self.answers, "tie")
-+ (SAME_SAID | {("first", "tie"): "a", ("second", "tie"): "b"}).get(self.answers, "tie")
+- _SAME_SAID.get(self.answers, "tie")
++ (_SAME_SAID | {("first", "tie"): "a", ("second", "tie"): "b"}).get(self.answers, "tie")
 tests/test_judge.py::test_a_text_wins_where_both_orders_say_so
 
 ties-dropped-from-the-win-rate
@@ -516,13 +516,13 @@ moemla/quality.py
 
 pronouns-in-speech
 What somebody says of somebody else is held against who was named before.
-- words(_SPEECH.sub(" ", text))
-+ words(text)
+- _marked(_SPEECH.sub(" ", text))
++ _marked(text)
 tests/test_quality.py::test_pronouns
 
 names-as-words
 A phrase is unknown because its name is: a story is blamed for its people.
-- ["NAME" if word in HE or word in SHE else word for word in words(text)]
+- ["NAME" if named else word for word, named in _marked(text)]
 + words(text)
 tests/test_quality.py::test_phrases_by_hand
 

@@ -16,6 +16,7 @@ def test_by_hand():
     assert names(text) == ["Mia", "Tom", "Mia", "Ivy", "Tom"]  # the plant is nobody
     assert cast(text) == 3 and cast(text, 1) == 1 and cast(text, 2) == cast(text, 3) == 2
     assert cast("Nobody was there.") == 0 and names("") == []
+    assert names("Uncle Ned met Ned, Aunt Rosa and Mom.") == ["Ned"]
 
 
 def test_no_name_is_both():
@@ -33,6 +34,8 @@ def test_no_name_is_both():
         ("Tom saw Mia. He ran and she ran.", (0, 0)),  # either may be meant
         ("Mia and Amy sat. She ate.", (1, 0)),
         ("Mia sat. Her hat fell on him.", (0, 0)),
+        ("Mia sat with Uncle Ned. She ate.", (1, 0)),
+        ('"Tom!" said Mia. She ran.', (1, 0)),  # a name in speech does not count either
     ],
 )
 def test_pronouns(text, counted):
@@ -42,7 +45,7 @@ def test_pronouns(text, counted):
 def test_the_corpus_is_what_the_counts_say():
     """Two names, pronouns that agree: figures of the docstrings."""
     casts = [cast(text) for text in HELD_OUT]
-    assert 2 <= sum(casts) / len(casts) < 2.1 and max(casts) == 3
+    assert set(casts) == {2}
     assert min(len(names(" ".join(text.split(" ")[:150]))) for text in HELD_OUT) >= 8
     right, wrong = (sum(counts) for counts in zip(*map(pronouns, HELD_OUT), strict=True))
     assert right > 300 and wrong <= 0.02 * right
@@ -59,8 +62,6 @@ def test_renaming_changes_nothing():
             renamed = renamed.replace(name, f"<{name}>")
         for name in set(names(text)):
             renamed = renamed.replace(f"<{name}>", others[name])
-        if any(piece in renamed for piece in ("Grandma", "Uncle", "Aunt")):  # their names may be others' too
-            continue
         assert renamed != text and cast(renamed) == cast(text) and pronouns(renamed) == pronouns(text)
         assert phrases.unknown(renamed) == phrases.unknown(text)
 

@@ -9,9 +9,9 @@ from moemla.experiments import synergy
 from moemla.experiments.comparison import Comparison, versus
 from moemla.experiments.one_run import CPU, scales
 
-LARGE = dict(size="S", batch_size=32, seq_len=512, stories=50_000, precision="bf16")
+_LARGE = dict(size="S", batch_size=32, seq_len=512, stories=50_000, precision="bf16")
 _CPU = replace(CPU, rates=(2.5e-3, 5e-3, 1e-2))
-SCALES = dict(smoke=scales(_CPU)["smoke"], gpu=replace(_CPU, **LARGE))
+SCALES = dict(smoke=scales(_CPU)["smoke"], gpu=replace(_CPU, **_LARGE))
 
 EXPERIMENT = Comparison(
     "synergy-large",
