@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -34,6 +35,7 @@ from tools.turns import tried, triples
 
 MAX_BYTES = 300_000
 WORDS = (2_500, 4_000)
+TOLD_TWICE = 6  # words of a line that an edit has left twice
 EXERCISES = 6
 EXERCISES_WITH_CODE = 2
 FRAME_FROM, PARTS, TURNS = 6, 11, 3
@@ -114,6 +116,18 @@ def check_alt(notebook) -> list[str]:
                     if not re.search(r":alt:\s*\S", options):
                         problems.append(f"{at(notebook, cell)} has a {match[1]} without :alt:")
     return problems
+
+
+def check_twice(notebook) -> list[str]:
+    """No line of prose stands on the page twice, as an edit may leave it."""
+    lines = [
+        line.strip()
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if len(line.split()) >= TOLD_TWICE and not line.startswith("|")
+    ]
+    return [f"stands {n} times: {line[:60]}" for line, n in Counter(lines).items() if n > 1]
 
 
 def check_stable(notebook) -> list[str]:
@@ -347,7 +361,7 @@ def check_minutes(notebook) -> list[str]:
     return [f"the box of part 1 must say that the chapter takes about {wanted} minutes, and that this is an estimate"]
 
 
-PAGE_CHECKS = (check_executed, check_errors, check_size, check_fresh, check_alt, check_stable)
+PAGE_CHECKS = (check_executed, check_errors, check_size, check_fresh, check_alt, check_twice, check_stable)
 CHAPTER_CHECKS = (
     check_frame,
     check_asserts,

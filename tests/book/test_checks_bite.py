@@ -120,6 +120,10 @@ def break_figure_alt(notebook):
     find(notebook, "What the paper says").source += "\n\n```{figure} _static/picture.png\n:name: fig-x\nWhat.\n```"
 
 
+def break_twice(notebook):
+    notebook.cells[0].source += 2 * "\n\nA line of prose that an edit left twice."
+
+
 def break_untagged_clock(notebook):
     find(notebook, "perf_counter").metadata["tags"] = []
     refresh(notebook)
@@ -191,7 +195,7 @@ def break_short(notebook):
 
 
 def break_long(notebook):
-    find(notebook, "## Naive").source += "\n\n" + PROSE
+    find(notebook, "## Naive").source += " " + PROSE
 
 
 def break_picture(notebook):
@@ -256,6 +260,7 @@ BROKEN = [
     (break_alt, "alt", "alt text"),
     (break_markdown_alt, "alt", "alt text"),
     (break_figure_alt, "alt", ":alt:"),
+    (break_twice, "twice", "2 times: A line of prose"),
     (break_untagged_clock, "stable", "timing"),
     (break_hidden_clock, "stable", "timing"),
     (break_rate, "stable", "1,234 tokens/s"),
