@@ -138,13 +138,15 @@ def rows_of(notebook, library: Library) -> dict[str, dict]:
     """The rows of the ledger that a notebook reads: those that its code names, and what these are computed from.
 
     As in `moemla claims`, A2 names A2 and all of A2-*; so does f"A2-{...}". A notebook with the ledger that names no
-    row reads all.
+    row reads all, and so does one that counts statuses (`claims.summary`, `claims.counts`).
     """
     ledger = library.package / "paper" / "claims.yml"
     used = set().union(*map(library.used_by, parse_cells(notebook)))
     if "paper.claims" not in used or not ledger.exists():
         return {}
     rows = {row["id"]: row for row in yaml.safe_load(ledger.read_text(encoding="utf-8"))}
+    if re.search(r"\bclaims\.(?:summary|counts)\(", _code(notebook)):
+        return rows
     words = {word.rstrip("-") for word in re.findall(r"\w+(?:-\w+)*-?", _code(notebook))}
     todo = [name for name in rows if any("-".join(name.split("-")[:n]) in words for n in range(1, name.count("-") + 2))]
     read: dict[str, dict] = {}

@@ -135,6 +135,7 @@ def test_a_digit_of_a_result(package, source, experiment, stale):
         ("f'A1-{name}'", "A1 A1-of B2 C3"),
         ("", "A1 A1-of B2 C3 D4"),  # none is named: all are read
         ("1, 'A12', 'A', 'a1'", "A1 A1-of B2 C3 D4"),
+        ("'C3'); claims.summary(rows", "A1 A1-of B2 C3 D4"),
     ],
 )
 def test_a_row_of_the_ledger(package, code, rows):
